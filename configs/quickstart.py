@@ -1,0 +1,31 @@
+"""Quick start: blind to nothing but sigma 25, on photographs that ship inside scikit-image. No download.
+
+Command:  python train.py configs/quickstart.py
+Result:   runs/quickstart/, about 30 dB on the held-out photographs (20.2 dB noisy)
+Time:     about 2 minutes on 2 CPU cores
+"""
+
+from gamax.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    GaussianNoise,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+experiment = Experiment(
+    model=ModelConfig(name="gama_ir_tiny"),
+    data=DataConfig(
+        dataset="sample_photographs",
+        encoding="raw",
+        patch_size=64,
+        degradation=GaussianNoise(sigma=(25.0, 25.0)),
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-3, final_learning_rate=1e-5, gradient_clip=1.0),
+    training=TrainingConfig(steps=600, batch_size=8, loss="psnr", ema_decay=0.98, checkpoint_every=100),
+    evaluation=EvaluationConfig(protocol="gauss-color-25"),
+    logging=LoggingConfig(every=20),
+)

@@ -1,0 +1,40 @@
+"""Building blocks: every module maps `[B, H, W, C]` features and works alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from gamax.blocks.attention import NonLocal, SimplifiedChannelAttention, SqueezeExcite
+from gamax.blocks.convolution import Conv, depthwise_conv
+from gamax.blocks.gama import GAMA
+from gamax.blocks.naf import NAFBlock, simple_gate
+from gamax.blocks.normalization import LayerNorm
+from gamax.blocks.padding import pad_to_multiple
+from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
+
+MIXERS: dict[str, Callable[..., nn.Module] | None] = {
+    "none": None,
+    "gama": GAMA,
+    "squeeze_excite": SqueezeExcite,
+    "sca": SimplifiedChannelAttention,
+    "non_local": NonLocal,
+}
+"""Mixers by the names that configurations use; a Python program can pass any module class instead."""
+
+__all__ = [
+    "GAMA",
+    "MIXERS",
+    "Conv",
+    "LayerNorm",
+    "NAFBlock",
+    "NonLocal",
+    "SimplifiedChannelAttention",
+    "SqueezeExcite",
+    "depthwise_conv",
+    "pad_to_multiple",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "simple_gate",
+]

@@ -1,0 +1,80 @@
+"""Other mixers that networks are compared with: they fit the slot that GAMA fills."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks.convolution import Conv
+
+
+def _global_mean(x: Array) -> Array:
+    return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """`x * sigmoid(W2 relu(W1 mean_hw(x)))` with `C // reduction` hidden channels (arXiv 1709.01507)."""
+
+    reduction: int = 16
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Weighs every channel by a gate that depends on the mean of the image."""
+        channels = x.shape[-1]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gate = Conv(max(channels // self.reduction, 1), 1, name="squeeze", **dtypes)(_global_mean(x))
+        gate = Conv(channels, 1, name="excite", **dtypes)(nn.relu(gate))
+        return x * nn.sigmoid(gate)
+
+
+class SimplifiedChannelAttention(nn.Module):
+    """`x * (W mean_hw(x) + b)`, the channel attention of NAFNet (arXiv 2204.04676)."""
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Weighs every channel by a linear function of the means of all channels."""
+        weight = Conv(x.shape[-1], 1, name="weight", dtype=self.dtype, param_dtype=self.param_dtype)
+        return x * weight(_global_mean(x))
+
+
+class NonLocal(nn.Module):
+    """Embedded-Gaussian non-local block (arXiv 1711.07971): every pixel attends to every pixel.
+
+    The output projection starts at zero, so a fresh block is the identity. Memory grows with `(H W)^2`:
+    `max_pixels` turns an input that would not fit into a clear error.
+    """
+
+    max_pixels: int = 64 * 64
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Adds to every pixel the mean of all pixels, weighted by similarity.
+
+        Raises:
+            ValueError: if the input has more than `max_pixels` pixels.
+        """
+        batch, height, width, channels = x.shape
+        if height * width > self.max_pixels:
+            raise ValueError(
+                f"NonLocal on {height}x{width} pixels needs a {height * width} x {height * width} matrix an image; "
+                f"raise max_pixels (now {self.max_pixels}) if that fits in memory"
+            )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        query, key, value = (
+            Conv(channels // 2, 1, name=name, **dtypes)(x).reshape(batch, height * width, -1)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32)
+        attention = jax.nn.softmax(logits).astype(value.dtype)
+        attended = jnp.einsum("bqk,bkc->bqc", attention, value).reshape(batch, height, width, -1)
+        return x + Conv(channels, 1, initializer=nn.initializers.zeros, name="projection", **dtypes)(attended)

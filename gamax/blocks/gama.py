@@ -1,0 +1,43 @@
+"""GAMA: global additive multidimensional averaging (arXiv 2404.00807)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks.convolution import conv, torch_uniform
+
+
+class GAMA(nn.Module):
+    """Adds to every feature what its row, its column and its pixel hold on average, filtered.
+
+    Three means, each over one axis of `[H, W, C]`, give three maps; each map is convolved with a 7x7 kernel of its
+    own (one channel in and out, no bias, zeros outside) and added back along the axis that was averaged:
+
+        Y[h, w, c] = X[h, w, c] + (K1 * mean_c X)[h, w] + (K2 * mean_h X)[w, c] + (K3 * mean_w X)[h, c]
+
+    3 x 49 = 147 parameters whatever the size. The means over height and width reach over the whole image, so the
+    output for a crop is not the crop of the output. Two kernels slide along the channels, whose order matters.
+
+    The identity term and the zero padding come from a third-party reading of the paper.
+    """
+
+    kernel_size: int = 7
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape; the means are taken in float32."""
+        size = self.kernel_size
+        result = x
+        for name, axis in (("channel", 3), ("height", 1), ("width", 2)):
+            kernel = self.param(f"{name}_kernel", torch_uniform(size * size), (size, size), self.param_dtype)
+            mean = x.mean(axis, dtype=jnp.float32).astype(self.dtype or x.dtype)
+            # Not by shifting and adding: XLA would fuse the taps into the sum below and compute the filter again
+            # for every element along `axis`.
+            filtered = conv(mean[..., None], kernel[:, :, None, None].astype(mean.dtype))[..., 0]
+            result = result + jnp.expand_dims(filtered, axis)
+        return result

@@ -1,0 +1,65 @@
+"""The NAF block (arXiv 2204.04676) with an open slot for the mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks.convolution import Conv
+from gamax.blocks.normalization import LayerNorm
+
+
+def simple_gate(x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+    """The first half of the channels times the second: `[B, H, W, 2 C]` to `[B, H, W, C]`."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return first * second
+
+
+class NAFBlock(nn.Module):
+    """Spatial half (3x3 convolution, gate, mixer) and channel half (gated 1x1), each added with a learned scale.
+
+    Both scales start at zero, so a fresh block is the identity. `mixer` makes the module that fills the
+    channel-attention slot: `SimplifiedChannelAttention` gives NAFNet's block, `GAMA` that of GAMA-IR; it must keep
+    the shape `[B, H, W, C]`. With `spatial_conv="dense"` one dense 3x3 convolution C -> 2 C stands in for the pair of
+    1x1 expansion and depth-wise 3x3: two linear maps in a row could express no more than it does.
+    """
+
+    mixer: Callable[[], nn.Module] | None = None
+    spatial_conv: Literal["depthwise", "dense"] = "depthwise"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Names the mixer's parameters `mixing`, whichever module it is."""
+        self.mixing = self.mixer() if self.mixer else None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
+        channels = x.shape[-1]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        y = LayerNorm(name="spatial_norm", **dtypes)(x)
+        if self.spatial_conv == "depthwise":
+            y = Conv(2 * channels, 1, name="expand", **dtypes)(y)
+            y = Conv(2 * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
+        else:
+            y = Conv(2 * channels, 3, name="spatial", **dtypes)(y)
+        y = simple_gate(y)
+        if self.mixing is not None:
+            y = self.mixing(y)
+        y = Conv(channels, 1, name="project", **dtypes)(y)
+        x = x + self._scale("spatial_scale", channels, y.dtype) * y
+
+        y = LayerNorm(name="channel_norm", **dtypes)(x)
+        y = Conv(2 * channels, 1, name="channel_expand", **dtypes)(y)
+        y = Conv(channels, 1, name="channel_project", **dtypes)(simple_gate(y))
+        return x + self._scale("channel_scale", channels, y.dtype) * y
+
+    def _scale(self, name: str, channels: int, dtype: DTypeLike) -> Array:
+        return self.param(name, nn.initializers.zeros, (channels,), self.param_dtype).astype(dtype)

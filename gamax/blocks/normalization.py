@@ -1,0 +1,32 @@
+"""Normalisation over the channels of every pixel."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean) / sqrt(variance + epsilon) * scale + bias` over the channels of `[B, H, W, C]`.
+
+    The statistics are float32 whatever the dtype of `x`, and the variance is the mean squared distance from the
+    mean: Flax's own fast form, E[x^2] - E[x]^2, loses digits.
+    """
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises every pixel; the output has `dtype`, or the dtype of `x` where that is None."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        centred = x.astype(jnp.float32)
+        centred = centred - centred.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normalised = centred * lax.rsqrt(variance + self.epsilon) * scale + bias
+        return normalised.astype(self.dtype or x.dtype)

@@ -1,0 +1,337 @@
+"""The typed experiment configuration: frozen dataclasses, nothing else.
+
+A file in `configs/` builds one `Experiment`; every field can be overridden on the command line
+(`--optimizer.learning-rate 5e-4`); the resolved configuration is written to the run folder as
+`config.json`, which `train.py` accepts in place of the file in `configs/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import runpy
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from gamax.errors import UserError, nearest
+
+Scalar = int | float | str | bool
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, int | float | bool) else text
+
+
+def _parse_overrides(items: list[str]) -> dict[str, Scalar]:
+    pairs = [item.split("=", 1) for item in items]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("expected KEY=VALUE, for example width=16")
+    return {key: _scalar(value) for key, value in pairs}
+
+
+_KeyValuePairs = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="KEY=VALUE ...",
+    instance_from_str=_parse_overrides,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "gama_ir_tiny"
+    """A named variant; `gamax models` lists them."""
+    overrides: Annotated[dict[str, Scalar], _KeyValuePairs] = field(default_factory=dict)
+    """Fields of the network to change from the variant, for example `width=24 mixer=sca`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation; parameters stay float32."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """White Gaussian noise, added on the device, not clipped."""
+
+    sigma: tuple[float, float] = (25.0, 25.0)
+    """Lowest and highest standard deviation, drawn uniformly an image, in units of 1/255."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what happens to them before the network sees them."""
+
+    dataset: Literal["sample_photographs", "clean_folder", "paired_folder"] = "sample_photographs"
+    """`clean_folder` holds clean photographs, to be degraded; `paired_folder` holds `input/` and `target/`."""
+    source: str | None = None
+    """The folder, with `train/` and `test/` below it or the images directly (then all of them are for training)."""
+    prepared_dir: str | None = None
+    """Where prepared datasets are stored; None means `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    cut_size: int = 512
+    """Training images are stored cut into squares of at most this many pixels a side ..."""
+    cut_stride: int = 384
+    """... that start this many pixels apart, the last one aligned to the border."""
+    encoding: Literal["png", "raw"] = "png"
+    """How training cuts are stored: `raw` decodes over ten times faster and takes two to three times the disk."""
+    patch_size: int = 256
+    """Side of the random crop that the network is trained on, in pixels."""
+    augment: bool = True
+    """Flip and turn every crop at random (the eight symmetries of the square)."""
+    degradation: GaussianNoise | None = None
+    """What makes the input from the clean target; None for paired data."""
+    loader_threads: int = 4
+    """Threads that read and decode; decoding releases Python's lock, so processes are not needed."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a cosine schedule."""
+
+    learning_rate: float = 1e-3
+    """Highest learning rate."""
+    final_learning_rate: float = 1e-7
+    """Learning rate at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.9
+    """Decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, multiplied by the learning rate as in PyTorch's AdamW."""
+    gradient_clip: float | None = 0.01
+    """Largest global norm of the gradient; None leaves it alone."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how much at once, on which devices."""
+
+    steps: int = 200_000
+    """Optimizer steps; with `batch_size` this fixes the samples seen, whatever the number of devices."""
+    batch_size: int = 32
+    """Crops in one step over all devices."""
+    loss: Literal["l1", "mse", "charbonnier", "psnr"] = "psnr"
+    """Training loss; `psnr` is the negative PSNR in dB, so negative values are normal."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the parameters, which is then evaluated and saved; None for no average."""
+    seed: int = 0
+    """Seed of the initial parameters, the data order, the augmentation and the degradation."""
+    mesh: tuple[int, int, int] = (-1, 1, 1)
+    """Devices along `data` (batch), `fsdp` (parameters) and `rows` (image height); one -1 takes the rest."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    checkpoints_kept: int = 3
+    """How many of the latest checkpoints to keep."""
+    max_skipped_steps: int = 100
+    """Stop when this many updates in a row were skipped because a gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the run is judged by."""
+
+    protocol: str = "paired-rgb"
+    """A named protocol; `python eval.py --help` lists them."""
+    data: str | None = None
+    """Folder to evaluate on; None means the `test` part of the training dataset, if it has one."""
+    every: int = 0
+    """Steps between evaluations during training; 0 evaluates at the end only."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while it runs."""
+
+    run_dir: str | None = None
+    """Run folder; None means `runs/` and the name of the configuration file."""
+    every: int = 100
+    """Steps between lines of `metrics.jsonl`."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, completely described."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as nested dictionaries and lists that JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+    """The inverse of `to_dict`; an unknown field or a value of the wrong type raises `UserError`."""
+    return _build(Experiment, values, "")
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"configuration field '{path or 'the whole file'}' must be a group of fields, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            valid = [_dotted(path, name) for name in hints]
+            raise UserError(f"unknown configuration field {nearest(_dotted(path, key), valid)}")
+    return cls(**{key: _convert(hints[key], value, _dotted(path, key)) for key, value in values.items()})
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return _build(typing.cast(type, option), value, path)
+        if origin is Literal and value in arguments:
+            return value
+        if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+            return tuple(_convert(hint, item, path) for hint, item in zip(arguments, value, strict=True))
+        if origin is dict and isinstance(value, Mapping):
+            return {str(key): _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and isinstance(value, bool) == (option is bool):
+            return value
+    expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise UserError(f"configuration field '{path}' must be {expected}, not {value!r}")
+
+
+def load(path: str | Path) -> Experiment:
+    """Reads an experiment from a Python file that defines `experiment`, or from a resolved `config.json`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no configuration file '{path}'; those that come with gamax are in configs/")
+    if path.suffix == ".json":
+        try:
+            return from_dict(json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' is not valid JSON ({error})") from error
+    if path.suffix != ".py":
+        raise UserError(f"'{path}' is neither a Python configuration file (.py) nor a resolved one (.json)")
+    try:
+        experiment = runpy.run_path(str(path)).get("experiment")
+    except TypeError as error:
+        unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        cls = globals().get(unknown[1]) if unknown else None
+        if unknown is None or cls is None:
+            raise
+        fields = [item.name for item in dataclasses.fields(cls)]
+        raise UserError(f"{path}: {unknown[1]} has no field {nearest(unknown[2], fields)}") from error
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"'{path}' does not define `experiment = Experiment(...)`")
+    return experiment
+
+
+def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
+    """Reads `CONFIG [--group.field value ...]`.
+
+    Returns the resolved experiment and the name of the configuration (`quickstart` for `configs/quickstart.py`).
+    Exits with code 2 and a sentence when a flag is unknown or a value has the wrong type.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        if arguments[:1] in (["-h"], ["--help"]):
+            experiment, path = Experiment(), "CONFIG"
+        else:
+            raise UserError(f"{prog} needs a configuration file first, for example: {prog} configs/quickstart.py")
+    else:
+        path, *arguments = arguments
+        experiment = load(path)
+    flags = _flags(Experiment)
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
+        if argument.startswith("--") and name not in (*flags, "help") and "degradation" not in name:
+            raise UserError(f"unknown configuration field {nearest(name, flags)}")
+    experiment = tyro.cli(
+        Experiment,
+        default=experiment,
+        args=arguments,
+        prog=f"{prog} {path}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    check(experiment)
+    stem = Path(path).stem
+    return experiment, Path(path).parent.name if stem == "config" else stem
+
+
+def _flags(cls: type, path: str = "") -> list[str]:
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names += _flags(typing.cast(type, hint), _dotted(path, name))
+        else:
+            names.append(_dotted(path, name))
+    return names
+
+
+def check(experiment: Experiment) -> None:
+    """Raises `UserError` for values that no run can have. Needs neither devices nor data."""
+    data, optimizer, training = experiment.data, experiment.optimizer, experiment.training
+    rules = {
+        "optimizer.learning_rate": (optimizer.learning_rate > 0, "be above 0"),
+        "optimizer.final_learning_rate": (
+            0 <= optimizer.final_learning_rate <= optimizer.learning_rate,
+            "be from 0 to optimizer.learning_rate",
+        ),
+        "optimizer.warmup_steps": (0 <= optimizer.warmup_steps < training.steps, "be from 0 to below training.steps"),
+        "optimizer.beta1": (0 <= optimizer.beta1 < 1, "be from 0 to below 1"),
+        "optimizer.beta2": (0 <= optimizer.beta2 < 1, "be from 0 to below 1"),
+        "optimizer.weight_decay": (optimizer.weight_decay >= 0, "not be negative"),
+        "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
+        "training.steps": (training.steps >= 1, "be at least 1"),
+        "training.batch_size": (training.batch_size >= 1, "be at least 1"),
+        "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
+        "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),
+        "training.checkpoints_kept": (training.checkpoints_kept >= 1, "be at least 1"),
+        "training.max_skipped_steps": (training.max_skipped_steps >= 1, "be at least 1"),
+        "data.patch_size": (1 <= data.patch_size <= data.cut_size, "be from 1 to data.cut_size"),
+        "data.cut_stride": (1 <= data.cut_stride <= data.cut_size, "be from 1 to data.cut_size"),
+        "data.loader_threads": (data.loader_threads >= 1, "be at least 1"),
+        "evaluation.every": (experiment.evaluation.every >= 0, "not be negative"),
+        "logging.every": (experiment.logging.every >= 1, "be at least 1"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            group, attribute = name.split(".")
+            value = getattr(getattr(experiment, group), attribute)
+            raise UserError(f"configuration field '{name}' must {rule}, not {value}")
+    if data.degradation is not None and not 0 <= data.degradation.sigma[0] <= data.degradation.sigma[1]:
+        raise UserError(
+            f"configuration field 'data.degradation.sigma' must be two ascending values, not {data.degradation.sigma}"
+        )
+    if data.dataset == "sample_photographs":
+        if data.source is not None:
+            raise UserError("data.source needs data.dataset clean_folder or paired_folder; sample_photographs has none")
+    elif data.source is None:
+        raise UserError(f"data.dataset {data.dataset} needs a folder: set data.source")
+    if (data.degradation is None) != (data.dataset == "paired_folder"):
+        remedy = (
+            "takes none: remove data.degradation"
+            if data.degradation
+            else "needs one: set data.degradation=GaussianNoise() in the configuration file"
+        )
+        raise UserError(f"data.dataset {data.dataset} {remedy}")

@@ -1,0 +1,45 @@
+"""Pictures that people look at: input, restored and target beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a comparison sheet: 8-bit RGB images `[H, W, 3]` and the PSNR under them in dB."""
+
+    name: str
+    degraded: np.ndarray
+    restored: np.ndarray
+    target: np.ndarray
+    psnr_degraded: float
+    psnr_restored: float
+
+
+def save_comparison(path: Path, rows: Sequence[Comparison], size: int = 256) -> None:
+    """Writes a PNG with a row per image, input | restored | target, each the central `size` pixels at full scale."""
+    from matplotlib.figure import Figure
+
+    height = min([size, *(row.target.shape[0] for row in rows)])
+    width = min([size, *(row.target.shape[1] for row in rows)])
+    figure = Figure(figsize=(9, (3 * height / width + 0.45) * len(rows)), dpi=width / 2.9, layout="constrained")
+    for row, axes in zip(rows, figure.subplots(len(rows), 3, squeeze=False), strict=True):
+        panels = (
+            (row.degraded, f"{row.name}: input, {row.psnr_degraded:.2f} dB"),
+            (row.restored, f"restored, {row.psnr_restored:.2f} dB"),
+            (row.target, "clean"),
+        )
+        for axis, (image, caption) in zip(axes, panels, strict=True):
+            top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+            axis.imshow(image[top : top + height, left : left + width], interpolation="nearest")
+            axis.set_xlabel(caption)
+            axis.set(xticks=[], yticks=[])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)

@@ -1,0 +1,97 @@
+"""gamax's own weight files: safetensors that say which network they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gamax.errors import UserError
+from gamax.models import abstract_params, create_model
+
+WEIGHTS_NAME = "weights.safetensors"
+
+
+def save_weights(path: str | Path, params: Any, model_name: str, overrides: Mapping[str, Any]) -> str:
+    """Writes parameters and the description of their network, atomically; returns the SHA-256 of the file."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    description = json.dumps({"model": model_name, "overrides": dict(overrides)}, sort_keys=True)
+    content = save(tensors, metadata={"gamax": description})
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def find_weights(run_or_file: str | Path) -> Path:
+    """The weight file of a run folder, or the file itself; raises `UserError` if there is none."""
+    path = Path(run_or_file)
+    if path.is_dir():
+        path /= WEIGHTS_NAME
+        if not path.is_file():
+            raise UserError(f"'{run_or_file}' holds no {WEIGHTS_NAME}: the run is not finished, or it is not a run folder")
+    if not path.is_file():
+        raise UserError(f"no weights at '{run_or_file}'; give a run folder or a .safetensors file")
+    return path
+
+
+def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, Any]:
+    """Reads a weight file of gamax.
+
+    Args:
+        run_or_file: a run folder or a `.safetensors` file.
+        **overrides: fields of the network to change, such as `dtype=jnp.bfloat16`.
+
+    Returns:
+        The network and its parameters, a nested dictionary of arrays.
+
+    Raises:
+        UserError: if the file is missing, damaged, not gamax's own, or does not fit the network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = find_weights(run_or_file)
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
+    try:
+        description = json.loads(_metadata(content)["gamax"])
+        name, options = description["model"], dict(description["overrides"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
+    model = create_model(name, **{**options, **overrides})
+    expected = {key: leaf.shape for key, leaf in flatten_dict(abstract_params(model), sep="/").items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if found != expected:
+        different = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        raise UserError(
+            f"'{path}' does not fit {name}: {len(different)} of {len(expected)} arrays differ, first '{different[0]}' "
+            f"(file {found.get(different[0])}, network {expected.get(different[0])})"
+        )
+    return model, unflatten_dict({key: jnp.asarray(value) for key, value in tensors.items()}, sep="/")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The free-form metadata of a safetensors file, which the NumPy reader does not return."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,102 @@
+"""The networks: one a file, and the explicit table of their named variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gamax.errors import UserError, nearest
+from gamax.models.gama_ir import GAMAIR
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named network: how to build it, where it comes from, what it can take."""
+
+    network: type[nn.Module]
+    options: Mapping[str, Any]
+    paper: str
+    """arXiv identifier."""
+    fidelity: Literal["exact", "reconstruction"]
+    """Whether the layout is that of the authors' published code."""
+    source: str
+    """Where the hyper-parameters come from."""
+    parameters: int
+    """Expected number of trained parameters."""
+
+
+_GAMA_IR, _PUBLISHED = "2404.00807", "published depth and width, reconstructed block layout"
+
+VARIANTS: dict[str, Variant] = {
+    "gama_ir_tiny": Variant(
+        network=GAMAIR,
+        options={"width": 16, "depth": 8, "levels": 3, "blocks_per_level": 1},
+        paper=_GAMA_IR,
+        fidelity="reconstruction",
+        source="gamax's own size, for the quick start",
+        parameters=324_739,
+    ),
+    "gama_ir_s": Variant(
+        network=GAMAIR,
+        options={"width": 42, "depth": 18},
+        paper=_GAMA_IR,
+        fidelity="reconstruction",
+        source=_PUBLISHED,
+        parameters=10_423_500,
+    ),
+    "gama_ir_l": Variant(
+        network=GAMAIR,
+        options={"width": 80, "depth": 19},
+        paper=_GAMA_IR,
+        fidelity="reconstruction",
+        source=_PUBLISHED,
+        parameters=47_460_276,
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes."""
+    return list(VARIANTS)
+
+
+def variant(name: str) -> Variant:
+    """The description of a named network; an unknown name raises `UserError` with the nearest one."""
+    if name not in VARIANTS:
+        raise UserError(f"unknown model {nearest(name, VARIANTS)}")
+    return VARIANTS[name]
+
+
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """The Linen module of a named network: a pure function of parameters and images `[B, H, W, 3]` in [0, 1].
+
+    Args:
+        name: one of `list_models()`.
+        **overrides: fields of the module to change, for example `mixer="sca"` or `dtype=jnp.bfloat16`.
+
+    Raises:
+        UserError: for an unknown name or field.
+    """
+    chosen = variant(name)
+    valid = {field.name for field in fields(chosen.network)} - {"parent", "name"}
+    for key in overrides:
+        if key not in valid:
+            raise UserError(f"{name} has no option {nearest(key, valid)}")
+    return chosen.network(**{**chosen.options, **overrides})
+
+
+def abstract_params(model: nn.Module, size: int = 64) -> Any:
+    """The parameters as shapes and dtypes, without computing or allocating them."""
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+def count_parameters(params: Any) -> int:
+    """The number of scalars in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

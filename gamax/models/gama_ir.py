@@ -1,0 +1,102 @@
+"""GAMA-IR: a shallow, fast encoder-decoder around global additive multidimensional averaging (arXiv 2404.00807).
+
+Established by the paper: the GAMA operation, the encoder-decoder with added skips, 1x1 convolutions with pixel
+(un)shuffle between the levels, LayerNorm, and depth and width of S (18, 42) and L (19, 80).
+Reconstruction, as neither code nor weights are public: the layout of the block (that of NAFNet with GAMA in the slot
+of the channel attention), how the blocks are spread over the levels, the zero-initialised residual scales, the global
+residual and the padding. Expected parameters: S 10,423,500, L 47,460,276 (of this reconstruction, not the paper's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks import MIXERS, Conv, NAFBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from gamax.errors import UserError, nearest
+
+
+class GAMAIR(nn.Module):
+    """Restores `[B, H, W, 3]` images in [0, 1] of any size; the output is not clipped.
+
+    `width` channels at full resolution, doubled at each of `levels` halvings; `depth` counts all blocks:
+    `blocks_per_level` on each level of encoder and decoder, the rest at the bottom. `mixer` fills the slot in every
+    block: a name from `gamax.blocks.MIXERS`, a module class, or None. Block layout: reconstruction.
+    """
+
+    width: int = 42
+    depth: int = 18
+    levels: int = 4
+    blocks_per_level: int = 2
+    mixer: str | Callable[[], nn.Module] | None = "gama"
+    spatial_conv: Literal["depthwise", "dense"] = "depthwise"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mixer, str) and self.mixer not in MIXERS:
+            raise UserError(f"unknown mixer {nearest(self.mixer, MIXERS)}")
+        if self.spatial_conv not in ("depthwise", "dense"):
+            raise UserError(f"unknown spatial_conv {nearest(self.spatial_conv, ('depthwise', 'dense'))}")
+        if self.width < 2 or self.width % 2 or self.levels < 1 or self.blocks_per_level < 1:
+            raise UserError(
+                "GAMA-IR needs an even width of at least 2, and levels and blocks_per_level of at least 1, not "
+                f"{self.width}, {self.levels} and {self.blocks_per_level}"
+            )
+        if self._bottom_blocks < 1:
+            raise UserError(
+                f"GAMA-IR with {self.levels} levels of 2 x {self.blocks_per_level} blocks needs a depth of at least "
+                f"{self.depth - self._bottom_blocks + 1}, not {self.depth}; raise depth or lower levels"
+            )
+        super().__post_init__()
+
+    @property
+    def size_multiple(self) -> int:
+        """The network pads sides to a multiple of this; tiles must start on one."""
+        return 2**self.levels
+
+    @property
+    def global_statistics(self) -> bool:
+        """Whether every output pixel depends on means over the whole input, so that tiling changes the result."""
+        return self.mixer not in (None, "none")
+
+    @property
+    def _bottom_blocks(self) -> int:
+        return self.depth - 2 * self.levels * self.blocks_per_level
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns restored images of the same shape, float32."""
+        height, width, channels = images.shape[1:]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        mixer = self.mixer
+        if isinstance(mixer, str):
+            named = MIXERS[mixer]
+            mixer = partial(named, **dtypes) if named else None
+        conv = partial(Conv, **dtypes)
+        block = partial(NAFBlock, mixer, self.spatial_conv, **dtypes)
+
+        x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple))
+        skips = []
+        for level in range(self.levels):
+            for index in range(self.blocks_per_level):
+                x = block(name=f"encoder_{level}_{index}")(x)
+            skips.append(x)
+            x = pixel_unshuffle(conv(x.shape[-1] // 2, 1, name=f"down_{level}")(x), 2)
+
+        for index in range(self._bottom_blocks):
+            x = block(name=f"bottom_{index}")(x)
+
+        for level in reversed(range(self.levels)):
+            x = pixel_shuffle(conv(2 * x.shape[-1], 1, name=f"up_{level}")(x), 2) + skips.pop()
+            for index in range(self.blocks_per_level):
+                x = block(name=f"decoder_{level}_{index}")(x)
+
+        residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
+        return images.astype(jnp.float32) + residual.astype(jnp.float32)

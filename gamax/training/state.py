@@ -1,0 +1,43 @@
+"""Everything that a training step reads and changes, as one pytree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run after `step` steps; the position in the data follows from the step."""
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    """Moving average of the parameters, or None."""
+    opt_state: Any
+    key: jax.Array
+    """Never changes: the randomness of a step comes from folding the step into it."""
+    skipped: jax.Array
+    """How many updates in a row were skipped because a gradient was not finite."""
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, patch_size: int, ema: bool
+) -> TrainState:
+    """The state before the first step; a pure function of its arguments."""
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    # `lazy_init` runs the initialisers alone; `init` would compile every operation of the network first.
+    params = model.lazy_init(init_key, jax.ShapeDtypeStruct((1, patch_size, patch_size, 3), jnp.float32))["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=optimizer.init(params),
+        key=step_key,
+        skipped=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,54 @@
+"""One training step: a pure function from state and batch to state and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Shaped
+
+from gamax.config import DataConfig, TrainingConfig
+from gamax.data.preprocessing import preprocess
+from gamax.training.losses import LOSSES
+from gamax.training.state import TrainState
+
+Batch = Mapping[str, Shaped[Array, "b h w c"]]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def make_train_step(
+    model: nn.Module, optimizer: optax.GradientTransformation, data: DataConfig, training: TrainingConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns `train_step(state, batch)`, to be jitted with the state donated.
+
+    The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, 3]`. Augmentation and degradation
+    happen inside, keyed by the step. An update with a gradient that is not finite is skipped and counted.
+    """
+    loss_function = LOSSES[training.loss]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
+
+        def loss_of(params: object) -> Array:
+            return loss_function(model.apply({"params": params}, inputs), targets)
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        gradient_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(gradient_norm)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if training.ema_decay is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
+
+        new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
+        params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics = {"loss": loss, "gradient_norm": gradient_norm, "skipped": skipped}
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped), metrics
+
+    return train_step

@@ -1,0 +1,78 @@
+"""Trains one experiment: `python train.py configs/quickstart.py [--optimizer.learning-rate 5e-4 ...]`.
+
+The same command resumes a run that was interrupted, and prints the result of one that is finished.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gamax import config
+from gamax.console import console, print_table
+from gamax.data.datasets import folder_examples, prepare
+from gamax.errors import UserError, exit_on_user_error
+from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, evaluate
+from gamax.evaluation.pictures import save_comparison
+from gamax.evaluation.protocols import find_protocol
+from gamax.evaluation.restorer import Restorer
+from gamax.interop.weights import WEIGHTS_NAME, save_weights
+from gamax.models import abstract_params, count_parameters, create_model
+from gamax.training import run_folder, sharding
+from gamax.training.loop import train
+
+
+def main(arguments: list[str]) -> None:
+    """Checks everything, trains, saves the weights, evaluates and reports."""
+    experiment, name = config.parse(arguments, "train.py")
+    run_dir = Path(experiment.logging.run_dir or f"runs/{name}")
+
+    # Whatever can be wrong is found here, before anything is written to the run folder.
+    model_config, evaluation = experiment.model, experiment.evaluation
+    model = create_model(model_config.name, **model_config.overrides, dtype=jnp.dtype(model_config.dtype))
+    protocol = find_protocol(evaluation.protocol)
+    mesh = sharding.make_mesh(experiment.training.mesh)
+    sharding.check_batch(mesh, experiment.training.batch_size, experiment.data.patch_size)
+    run_folder.check_run(run_dir, experiment)
+    test = folder_examples(evaluation.data, protocol.paired) if evaluation.data else None
+    dataset = prepare(experiment.data)
+    examples = test or dataset.test
+    if examples is None:
+        raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
+    run_folder.open_run(run_dir, experiment)
+
+    console.print(f"{model_config.name}: {count_parameters(abstract_params(model)):,} parameters")
+    console.print(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
+    console.print(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
+
+    def score(params: Any) -> Evaluation:
+        return evaluate(Restorer(model, params), examples, protocol)
+
+    def validate(params: Any) -> dict[str, float]:
+        scores = score(params)
+        return {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
+
+    params, seconds = train(experiment, model, dataset, mesh, run_dir, validate)
+    weights_sha256 = save_weights(run_dir / WEIGHTS_NAME, params, model_config.name, model_config.overrides)
+
+    scores = score(params)
+    save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
+    result = {
+        **scores.record(),
+        "steps": experiment.training.steps,
+        "seconds": seconds,
+        "weights_sha256": weights_sha256,
+        "versions": run_folder.versions(),
+    }
+    run_folder.write_json(run_dir / "result.json", result)
+    print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
+    console.print(f"{run_dir}: weights.safetensors, result.json, samples/{protocol.name}.png; trained in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(sys.argv[1:])
