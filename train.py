@@ -70,7 +70,9 @@ def main(arguments: list[str]) -> None:
     }
     run_folder.write_json(run_dir / "result.json", result)
     print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
-    console.print(f"{run_dir}: weights.safetensors, result.json, samples/{protocol.name}.png; trained in {seconds:.0f} s")
+    console.print(
+        f"{run_dir}: weights.safetensors, result.json, samples/{protocol.name}.png; trained in {seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,23 @@
-"""JAX image restoration."""
+"""gamax: image restoration in JAX. Networks are pure functions of parameters and images."""
+
+from __future__ import annotations
+
+from gamax.errors import UserError
+from gamax.evaluation.metrics import psnr
+from gamax.evaluation.metrics import ssim_valid as ssim
+from gamax.evaluation.restorer import Restorer
+from gamax.interop.weights import load_weights, save_weights
+from gamax.models import create_model, list_models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Restorer",
+    "UserError",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "psnr",
+    "save_weights",
+    "ssim",
+]

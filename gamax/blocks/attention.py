@@ -62,6 +62,7 @@ class NonLocal(nn.Module):
 
         Raises:
             ValueError: if the input has more than `max_pixels` pixels.
+
         """
         batch, height, width, channels = x.shape
         if height * width > self.max_pixels:

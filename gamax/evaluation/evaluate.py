@@ -78,6 +78,7 @@ def evaluate(
 
     Raises:
         UserError: if there are no examples, or the data does not fit the protocol.
+
     """
     if not examples:
         raise UserError("there is no image to evaluate on")

@@ -81,5 +81,5 @@ def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> F
     The draws are float64 and added in place to the float32 image, as the field does.
     """
     noisy = to_float(target)
-    noisy += np.random.RandomState(protocol.noise_seed).normal(0, protocol.noise_sigma / 255, noisy.shape)  # noqa: NPY002
+    noisy += np.random.RandomState(protocol.noise_seed).normal(0, protocol.noise_sigma / 255, noisy.shape)
     return noisy

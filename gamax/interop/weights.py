@@ -41,7 +41,9 @@ def find_weights(run_or_file: str | Path) -> Path:
     if path.is_dir():
         path /= WEIGHTS_NAME
         if not path.is_file():
-            raise UserError(f"'{run_or_file}' holds no {WEIGHTS_NAME}: the run is not finished, or it is not a run folder")
+            raise UserError(
+                f"'{run_or_file}' holds no {WEIGHTS_NAME}: the run is not finished, or it is not a run folder"
+            )
     if not path.is_file():
         raise UserError(f"no weights at '{run_or_file}'; give a run folder or a .safetensors file")
     return path
@@ -59,6 +61,7 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
 
     Raises:
         UserError: if the file is missing, damaged, not gamax's own, or does not fit the network.
+
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

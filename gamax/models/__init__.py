@@ -82,6 +82,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
 
     Raises:
         UserError: for an unknown name or field.
+
     """
     chosen = variant(name)
     valid = {field.name for field in fields(chosen.network)} - {"parent", "name"}

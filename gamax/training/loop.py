@@ -49,6 +49,7 @@ def train(
 
     Raises:
         UserError: if the data is not that of the earlier start, or the gradients stay infinite or not a number.
+
     """
     training, logging = experiment.training, experiment.logging
     optimizer = make_optimizer(experiment.optimizer, training.steps)

@@ -25,6 +25,7 @@ def make_mesh(shape: tuple[int, int, int]) -> Mesh:
 
     Raises:
         UserError: if the shape does not use exactly the devices there are.
+
     """
     devices = jax.device_count()
     known = math.prod(size for size in shape if size != -1)

@@ -1,0 +1,77 @@
+"""Scores weights under a named protocol: `python eval.py runs/quickstart --protocol gauss-color-25 --data DIR`.
+
+DIR holds the clean images, or `input/` and `target/` for protocols on pairs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from gamax.console import console, print_table, progress_bar
+from gamax.data.datasets import folder_examples
+from gamax.errors import UserError, exit_on_user_error
+from gamax.evaluation.evaluate import TABLE_COLUMNS, evaluate
+from gamax.evaluation.pictures import save_comparison
+from gamax.evaluation.protocols import PROTOCOLS, find_protocol
+from gamax.evaluation.restorer import Restorer
+from gamax.interop.weights import find_weights, load_weights, sha256
+from gamax.training import run_folder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Scores weights under a named protocol."""
+
+    weights: tyro.conf.Positional[Path]
+    """A run folder or a weight file."""
+    protocol: str
+    """One of the named protocols."""
+    data: Path
+    """Folder of clean images, or with `input/` and `target/`."""
+    output: Path | None = None
+    """The JSON file to write; the default is `evaluations/PROTOCOL-DATA.json` beside the weights."""
+    tile: int | None = None
+    """Restore in tiles of this many pixels a side; the default is whole images."""
+
+
+def main(arguments: Arguments) -> None:
+    """Checks everything, scores every image, prints a table, writes JSON and a picture of the worst."""
+    protocol = find_protocol(arguments.protocol)
+    examples = folder_examples(arguments.data, protocol.paired)
+    restorer = Restorer(*load_weights(arguments.weights), tile=arguments.tile)
+    weights = find_weights(arguments.weights)
+    output = (
+        arguments.output or weights.parent / "evaluations" / f"{protocol.name}-{arguments.data.resolve().name}.json"
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{output.parent}' ({error.strerror}); choose another --output") from error
+
+    started = time.monotonic()
+    with progress_bar(f"evaluating {protocol.name}", len(examples), "images") as update:
+        evaluation = evaluate(restorer, examples, protocol, update)
+    record = {
+        **evaluation.record(),
+        "data": str(arguments.data),
+        "weights": str(weights),
+        "weights_sha256": sha256(weights),
+        "inference": {"tile": restorer.tile, "overlap": restorer.overlap if restorer.tile else None},
+        "compilations": restorer.compilations,
+        "seconds": time.monotonic() - started,
+        "versions": run_folder.versions(),
+    }
+    run_folder.write_json(output, record)
+    picture = output.with_suffix(".png")
+    save_comparison(picture, evaluation.worst)
+    print_table(f"{arguments.weights} under {protocol.name}", TABLE_COLUMNS, evaluation.table())
+    console.print(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(tyro.cli(Arguments, description=f"{__doc__}\nProtocols: {', '.join(PROTOCOLS)}."))

@@ -1,0 +1,1 @@
+"""What a network costs: counted multiply-adds, measured latency and memory."""

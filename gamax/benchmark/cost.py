@@ -1,0 +1,63 @@
+"""Multiply-adds, counted from the traced program: one counter for every network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+    """Multiply-adds of the convolutions and matrix products in one call.
+
+    `arguments` may be shapes (`jax.ShapeDtypeStruct`): nothing is computed. Norms, element-wise work, pooling and
+    interpolation do not count; one multiply-add is two FLOPs. A loop counts as often as it runs (`scan`), a choice by
+    its dearest branch, so an operation with one formulation for each kind of device counts as the convolution it is.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def model_multiply_adds(model: Any, params: Any, height: int, width: int, batch: int = 1) -> int:
+    """Multiply-adds of one forward pass over `[batch, height, width, 3]`."""
+    images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+    return multiply_adds(lambda params, images: model.apply({"params": params}, images), params, images)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: core.JaxprEqn) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = parameters["dimension_numbers"].rhs_spec[0]
+        per_output = math.prod(kernel) // kernel[outputs]
+        if math.prod(parameters["lhs_dilation"]) > 1:
+            # A transposed convolution: most taps meet the zeros between the inputs. Price it by its inputs.
+            spatial = parameters["dimension_numbers"].lhs_spec[2:]
+            left = equation.invars[0].aval.shape
+            positions = math.prod(left[axis] for axis in spatial) * left[parameters["dimension_numbers"].lhs_spec[0]]
+            return positions * per_output * kernel[outputs]
+        return math.prod(equation.outvars[0].aval.shape) * per_output
+    inner = [_count(_jaxpr(value)) for value in _subprograms(parameters)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (parameters["length"] if name == "scan" else 1)
+
+
+def _subprograms(parameters: dict[str, Any]) -> list[Any]:
+    values = [item for value in parameters.values() for item in (value if isinstance(value, tuple | list) else [value])]
+    return [value for value in values if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
+
+
+def _jaxpr(value: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    return value.jaxpr if isinstance(value, core.ClosedJaxpr) else value

@@ -1,0 +1,214 @@
+"""The `gamax` command: every verb calls one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gamax.config import DataConfig
+from gamax.console import console, print_table
+from gamax.errors import UserError, exit_on_user_error
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore:
+    """Restores photographs with trained weights."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Files, folders or quoted patterns."""
+    weights: Path
+    """A run folder or a weight file."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """A file for one image, or a folder, where the names are kept; the default is NAME_restored beside each image."""
+    tile: str = "auto"
+    """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
+    overlap: int = 96
+    """Pixels that neighbouring tiles share."""
+    compare_tiling: bool = False
+    """Also restore each image whole and print by how much tiling changes it (takes the memory of the whole image)."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.evaluation.restore_files import restore_files
+
+        sources = [path for pattern in self.images for path in _expand(pattern)]
+        restore_files(
+            sources,
+            self.output,
+            self.weights,
+            tile=self.tile,
+            overlap=self.overlap,
+            compare_tiling=self.compare_tiling,
+            overwrite=self.overwrite,
+        )
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The files that a command-line argument stands for."""
+    from gamax.data.images import list_images
+
+    path = Path(pattern)
+    if path.is_dir():
+        return list_images(path)
+    if path.exists() or not glob.has_magic(pattern):
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if not matches:
+        raise UserError(f"no file matches '{pattern}'")
+    return matches
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Lists the networks."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.benchmark.cost import model_multiply_adds
+        from gamax.models import VARIANTS, abstract_params, count_parameters, create_model
+
+        rows = []
+        for name, variant in VARIANTS.items():
+            model = create_model(name)
+            params = abstract_params(model)
+            rows.append(
+                {
+                    "name": name,
+                    "arXiv": variant.paper,
+                    "parameters": f"{count_parameters(params):,}",
+                    "multiply-adds at 256x256": f"{model_multiply_adds(model, params, 256, 256) / 1e9:.3f} G",
+                    "layout": variant.fidelity,
+                    "source": variant.source,
+                }
+            )
+        print_table("networks", list(rows[0]), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measures latency and memory of networks, each in a process of its own."""
+
+    models: tuple[str, ...] = ("gama_ir_tiny", "gama_ir_s")
+    """Names of networks; `gamax models` lists them."""
+    sizes: tuple[str, ...] = ("256x256",)
+    """Image sizes, HEIGHTxWIDTH."""
+    batch: int = 1
+    """Images in one call."""
+    precision: Literal["fp32-strict", "tf32", "bf16"] = "fp32-strict"
+    """See `gamax.benchmark.latency.Case`."""
+    repeats: int = 20
+    """Timed calls."""
+    output: Path | None = None
+    """Append the rows to this file as JSON lines."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.benchmark.latency import Case, measure
+        from gamax.models import variant
+
+        if self.batch < 1 or self.repeats < 1:
+            raise UserError(f"batch and repeats must be at least 1, not {self.batch} and {self.repeats}")
+        for model in self.models:
+            variant(model)
+        sizes = [_parse_size(size) for size in self.sizes]
+        rows = []
+        for model in self.models:
+            for height, width in sizes:
+                row = measure(Case(model, height, width, self.batch, self.precision, self.repeats))
+                line = json.dumps(row)
+                print(line, flush=True)
+                if self.output:
+                    with self.output.open("a") as file:
+                        file.write(line + "\n")
+                rows.append(
+                    {
+                        "model": model,
+                        "size": f"{self.batch}x{height}x{width}",
+                        "median ms": f"{row['latency_ms_median']:.1f}",
+                        "p10": f"{row['latency_ms_p10']:.1f}",
+                        "p90": f"{row['latency_ms_p90']:.1f}",
+                        "compile s": f"{row['compile_seconds']:.1f}",
+                        "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                        "params": f"{row['parameters']:,}",
+                        "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
+                    }
+                )
+        devices = row["environment"]["devices"]
+        print_table(f"{self.precision} on {len(devices)} x {devices[0]}", list(rows[0]), rows)
+
+
+def _parse_size(size: str) -> tuple[int, int]:
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 2):
+        raise UserError(f"'{size}' is not a size; write HEIGHTxWIDTH, for example 256x256")
+    return int(height), int(width)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataCheck:
+    """Reads every image of a folder and reports what a training or an evaluation would stumble over."""
+
+    folder: tyro.conf.Positional[Path]
+    """The images, or `input/` and `target/`."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.data.datasets import check_folder
+
+        paired = (self.folder / "input").is_dir() or (self.folder / "target").is_dir()
+        summary = check_folder(self.folder, paired)
+        kind = "pairs" if paired else "images"
+        sizes = sorted(summary.sizes.items(), key=lambda item: -item[1])
+        rows = [{"width x height": f"{width}x{height}", kind: str(count)} for (height, width), count in sizes[:10]]
+        print_table(f"{self.folder}: {summary.num_examples} {kind}, {len(sizes)} sizes", ["width x height", kind], rows)
+        for problem in summary.problems:
+            console.print(f"problem: {problem}", markup=False)
+        if summary.problems:
+            raise UserError(f"'{self.folder}' has {len(summary.problems)} problem(s), listed above")
+        depths = ", ".join(f"{count} of {depth} bits" for depth, count in summary.bit_depths.items())
+        console.print(f"all readable: {depths}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPrepare:
+    """Cuts and stores a training set now, as `train.py` would at its start."""
+
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = dataclasses.field(default_factory=DataConfig)
+    """The same fields as in a configuration file."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.data.datasets import prepare
+
+        prepared = prepare(self.data)
+        tests = f", {len(prepared.test)} test images" if prepared.test is not None else ""
+        console.print(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
+
+
+VERBS = {"restore": Restore, "models": Models, "bench": Bench}
+DATA_VERBS = {"check": DataCheck, "prepare": DataPrepare}
+
+
+def main() -> None:
+    """Entry point of the `gamax` command."""
+    arguments = sys.argv[1:]
+    with exit_on_user_error():
+        if arguments[:1] == ["data"]:
+            verb = tyro.extras.subcommand_cli_from_dict(DATA_VERBS, prog="gamax data", args=arguments[1:])
+        else:
+            verb = tyro.extras.subcommand_cli_from_dict(
+                VERBS, prog="gamax", args=arguments, description="Image restoration in JAX. Also: gamax data --help"
+            )
+        verb.run()
+
+
+if __name__ == "__main__":
+    main()

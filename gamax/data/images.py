@@ -1,0 +1,193 @@
+"""Image files: reading, writing, listing and pairing. Every failure is one sentence that names the file."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from gamax.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+"""File names that count as images, whatever the case of their letters."""
+
+_WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_WRITABLE_16_BIT = (".png", ".tif", ".tiff")
+_WRITABLE_ALPHA = (".png", ".tif", ".tiff", ".webp")
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_START_OF_SCAN = 0xDA
+_JPEG_END = b"\xff\xd9"
+_CV2_SILENT = 0
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads an image file as uint8 or uint16 `[H, W, C]`: gray (C = 1), RGB (3) or RGBA (4).
+
+    The EXIF orientation of a JPEG is applied. Raises `UserError` when the file is missing, empty, cut short, not an
+    image, or neither 8 nor 16 bits deep.
+    """
+    import cv2
+
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"no image '{path}'") from error
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})") from error
+    if not data:
+        raise UserError(f"'{path}' is empty (0 bytes); copy it again or remove it")
+    if _is_cut_short(data):
+        raise UserError(f"'{path}' is cut short; copy it again or remove it")
+    # IMREAD_UNCHANGED ignores the EXIF orientation; the other flags drop alpha, which no JPEG has.
+    is_jpeg = data.startswith(_JPEG_START)
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
+    # Otherwise OpenCV's own words on stderr would stand beside the sentence below. OpenCV 5 has moved the function.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(_CV2_SILENT)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or image.size == 0:
+        raise UserError(f"'{path}' is not an image that can be decoded; replace or remove it")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"'{path}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+    if image.ndim == 2:
+        return image[..., np.newaxis]
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[-1] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether a PNG or JPEG misses its end, which decoders would report in words of their own or paint gray."""
+    if data.startswith(_PNG_START):
+        return _PNG_END not in data
+    if not data.startswith(_JPEG_START):
+        return False
+    # The end marker may also occur inside an EXIF thumbnail: it counts from the first scan of the picture itself.
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _JPEG_START_OF_SCAN:
+        is_padding = data[position + 1] == 0xFF
+        position += 1 if is_padding else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data.find(_JPEG_END, position) < 0
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Turns `[H, W, C]` with C in {1, 3, 4} into `[H, W, 3]` of the same type: gray repeated, alpha dropped."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else np.ascontiguousarray(image[..., :3])
+
+
+def encode_image(image: np.ndarray, suffix: str) -> bytes:
+    """Encodes a uint8 or uint16 image `[H, W, C]`, C in {1, 3, 4}, as a file of the format that `suffix` names."""
+    import cv2
+
+    if image.shape[-1] > 1:
+        image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if image.shape[-1] == 4 else cv2.COLOR_RGB2BGR)
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes a uint8 or uint16 image `[H, W, C]`, C in {1, 3, 4}, in the format that the suffix of `path` names.
+
+    The file appears complete or not at all. Raises `UserError` when the format cannot hold the image or the folder
+    cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _WRITABLE:
+        raise UserError(f"cannot write '{path}': choose one of {', '.join(_WRITABLE)}")
+    if image.dtype == np.uint16 and suffix not in _WRITABLE_16_BIT:
+        raise UserError(f"cannot write 16 bits a channel to '{path}': choose one of {', '.join(_WRITABLE_16_BIT)}")
+    if image.shape[-1] == 4 and suffix not in _WRITABLE_ALPHA:
+        raise UserError(f"cannot write an alpha channel to '{path}': choose one of {', '.join(_WRITABLE_ALPHA)}")
+    data = encode_image(image, suffix)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=suffix, delete=False) as file:
+            try:
+                file.write(data)
+                file.close()
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write to folder '{path.parent}' ({error.strerror})") from error
+
+
+def _umask() -> int:
+    # There is no way to read it without setting it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Lists the images directly in `folder` in natural order (`img2` before `img10`), hidden files left out.
+
+    Raises `UserError` when there is no such folder or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder '{folder}'")
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not paths:
+        raise UserError(f"no images directly in folder '{folder}' (looked for {', '.join(SUFFIXES)})")
+    return sorted(paths, key=lambda path: (_natural_key(path.name.lower()), path.name))
+
+
+def _natural_key(name: str) -> list[str | int]:
+    # Splitting at a group gives text and digits in turn, so equal positions always compare.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def match_images(folder: str | Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Pairs `input/NAME.*` with `target/NAME.*` below `folder`, whatever the suffixes.
+
+    Returns the pairs in natural order and the files without a partner. Raises `UserError` when one of the two folders
+    is missing or empty, or two images in one of them have the same name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder '{folder}'")
+    if not ((folder / "input").is_dir() and (folder / "target").is_dir()):
+        raise UserError(f"folder '{folder}' must hold the folders input/ and target/, with images of equal names")
+    inputs, targets = list_images(folder / "input"), list_images(folder / "target")
+    check_unique_stems(inputs)
+    check_unique_stems(targets)
+    by_stem = {path.stem: path for path in targets}
+    input_stems = {path.stem for path in inputs}
+    pairs = [(path, by_stem[path.stem]) for path in inputs if path.stem in by_stem]
+    unpaired = [path for path in inputs if path.stem not in by_stem]
+    unpaired += [path for path in targets if path.stem not in input_stems]
+    return pairs, unpaired
+
+
+def check_unique_stems(paths: list[Path]) -> None:
+    """Raises `UserError` when two of the files differ in their suffix only: the stem names the example."""
+    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images in folder '{paths[0].parent}' are named '{stem}'; rename or remove one")
+
+
+def pair_images(folder: str | Path) -> list[tuple[Path, Path]]:
+    """Like `match_images`, but raises `UserError` when an image has no partner, and returns the pairs alone."""
+    pairs, unpaired = match_images(folder)
+    if unpaired:
+        raise UserError(describe_unpaired(folder, unpaired))
+    return pairs
+
+
+def describe_unpaired(folder: str | Path, unpaired: list[Path]) -> str:
+    """Says how many images in `folder` have no partner, and the first three of them."""
+    names = ", ".join(str(path.relative_to(folder)) for path in unpaired[:3])
+    more = ", ..." if len(unpaired) > 3 else ""
+    count = "1 image has" if len(unpaired) == 1 else f"{len(unpaired)} images have"
+    return f"{count} no partner of the same name in folder '{folder}': {names}{more}"

@@ -1,0 +1,1 @@
+"""Evaluation and inference: metrics, protocols, restoring images of any size."""

@@ -1,0 +1,124 @@
+"""Restoring photographs from disk to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gamax.console import console, progress_bar
+from gamax.data.images import read_image, to_rgb, write_image
+from gamax.errors import UserError
+from gamax.evaluation.restorer import Restorer
+from gamax.interop.weights import load_weights
+
+LARGEST_WHOLE = 2**20
+"""Pixels up to which `--tile auto` restores an image whole."""
+AUTO_TILE = 512
+
+
+def restore_files(
+    sources: Sequence[Path],
+    output: Path | None,
+    weights: Path,
+    *,
+    tile: str = "auto",
+    overlap: int = 96,
+    compare_tiling: bool = False,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Restores every source and returns the files written.
+
+    Args:
+        sources: image files; grey, alpha and 16 bits survive.
+        output: a file for a single source, else a folder in which the names are kept; None writes NAME_restored
+            beside each source.
+        weights: a run folder or a weight file.
+        tile: `whole`, `auto`, or pixels a side.
+        overlap: pixels that neighbouring tiles share.
+        compare_tiling: print the largest difference between the tiled and the whole image.
+        overwrite: replace files that exist.
+
+    Raises:
+        UserError: before anything is written, if the arguments do not fit together or an output exists; at the end, if
+            some of several sources could not be restored.
+
+    """
+    targets = _targets(sources, output)
+    existing = [target for target in targets if target.exists()]
+    if existing and not overwrite:
+        raise UserError(f"'{existing[0]}' exists already; choose another --output or add --overwrite")
+    for source in sources:
+        if not source.is_file():
+            raise UserError(f"no image file '{source}'")
+
+    model, params = load_weights(weights)
+    whole = Restorer(model, params)
+    tiled = None
+    if tile != "whole":
+        if tile != "auto" and not tile.isdigit():
+            raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
+        tiled = Restorer(model, params, tile=AUTO_TILE if tile == "auto" else int(tile), overlap=overlap)
+
+    problems, written = [], []
+    with progress_bar("restoring", len(sources), "images") as update:
+        for done, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
+            try:
+                image = read_image(source)
+                small = tile == "auto" and image.shape[0] * image.shape[1] <= LARGEST_WHOLE
+                restorer = whole if tiled is None or small else tiled
+                restored = _restore(restorer, image)
+                write_image(target, restored)
+            except UserError as error:
+                if len(sources) == 1:
+                    raise
+                problems.append(f"{source}: {error}")
+                continue
+            finally:
+                update(done, source.name)
+            written.append(target)
+            if restorer is tiled and max(image.shape[:2]) > tiled.tile:
+                _report_tiling(tiled, image, restored, compare_tiling)
+    for problem in problems:
+        console.print(f"not restored: {problem}", markup=False)
+    if problems:
+        raise UserError(f"{len(problems)} of {len(sources)} images could not be restored, listed above")
+    console.print(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
+    return written
+
+
+def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
+    if output is None:
+        return [source.with_name(f"{source.stem}_restored{source.suffix}") for source in sources]
+    if len(sources) == 1 and output.suffix and not output.is_dir():
+        return [output]
+    if output.suffix and not output.is_dir():
+        raise UserError(f"--output '{output}' is one file, but there are {len(sources)} images; give a folder")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two images are called '{twice}' and would overwrite each other in '{output}'")
+    return [output / name for name in names]
+
+
+def _restore(restorer: Restorer, image: np.ndarray) -> np.ndarray:
+    """Restores the colours of an image and gives it its own channels back: grey stays grey, alpha is kept."""
+    restored = restorer(to_rgb(image))
+    if image.shape[2] == 1:
+        return np.rint(restored.mean(2, keepdims=True)).astype(image.dtype)
+    if image.shape[2] == 4:
+        return np.concatenate([restored, image[:, :, 3:]], axis=2)
+    return restored
+
+
+def _report_tiling(tiled: Restorer, image: np.ndarray, restored: np.ndarray, compare: bool) -> None:
+    note = f"restored in tiles of {tiled.tile} pixels, overlap {tiled.overlap}"
+    if tiled.model.global_statistics:
+        note += "; the network's means are those of each tile (--tile whole gives its exact result)"
+    if compare:
+        whole = _restore(Restorer(tiled.model, tiled.params), image)
+        white = np.iinfo(image.dtype).max
+        difference = np.abs(restored.astype(np.int32) - whole.astype(np.int32))
+        note += f"; largest difference from whole {difference.max() / white:.5f}, mean {difference.mean() / white:.7f}"
+    console.print(note, markup=False)

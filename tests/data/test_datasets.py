@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gamax.config import DataConfig
+from gamax.data import datasets
+from gamax.data.builders import core
+from gamax.data.builders.core import cut_positions
+from gamax.data.datasets import check_folder, folder_examples, prepare
+from gamax.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("GAMAX_SHARED", REPOSITORY.parent / "shared"))
+
+
+def config(tmp_path, **values):
+    values = {"dataset": "clean_folder", "source": str(tmp_path / "photos"), "patch_size": 16, **values}
+    return DataConfig(prepared_dir=str(tmp_path / "prepared"), **values)
+
+
+def prepared_sets(tmp_path):
+    return sorted(path.parent.parent.name for path in (tmp_path / "prepared").glob("*/*/*/dataset_info.json"))
+
+
+@pytest.mark.parametrize(("height", "width", "size", "stride"), [(40, 50, 16, 12), (16, 16, 16, 12), (9, 33, 16, 16)])
+def test_cuts_cover_the_image_and_stay_inside(height, width, size, stride):
+    positions = cut_positions(height, width, size, stride)
+    covered = np.zeros((height, width), bool)
+    for y, x in positions:
+        assert y + min(size, height) <= height
+        assert x + min(size, width) <= width
+        covered[y : y + size, x : x + size] = True
+    assert covered.all()
+    assert len(set(positions)) == len(positions)
+
+
+def test_published_cutting_of_a_full_hd_frame():
+    assert cut_positions(720, 1280, 512, 384) == [(y, x) for y in (0, 208) for x in (0, 384, 768)]
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_clean_folder_round_trip(tmp_path, save, encoding, dtype):
+    images = {f"i{i}": save(tmp_path / f"photos/train/i{i}.png", (20 + i, 45), dtype, seed=i) for i in (2, 10)}
+    test_image = save(tmp_path / "photos/test/t.png", (50, 70), dtype)
+    dataset = prepare(config(tmp_path, cut_size=32, cut_stride=8, encoding=encoding))
+    assert dataset.num_train_images == 2
+    names = [example["name"] for example in dataset.train]
+    assert names == [f"{stem}_0_{x}" for stem in ("i2", "i10") for x in (0, 8, 13)]
+    for example in dataset.train:
+        stem, y, x = example["name"].split("_")
+        cut = images[stem][int(y) : int(y) + 32, int(x) : int(x) + 32]
+        np.testing.assert_array_equal(example["target"], cut, strict=True)
+    assert dataset.test is not None
+    assert len(dataset.test) == 1
+    assert dataset.test[-1]["name"] == "t"
+    np.testing.assert_array_equal(dataset.test[0]["target"], test_image, strict=True)
+    with pytest.raises(IndexError):
+        dataset.test[1]
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+def test_paired_folder_round_trip(tmp_path, save, encoding):
+    source = save(tmp_path / "photos/input/a.png", (20, 40), seed=1)
+    target = save(tmp_path / "photos/target/a.png", (20, 40), seed=2)
+    dataset = prepare(config(tmp_path, dataset="paired_folder", cut_size=32, cut_stride=32, encoding=encoding))
+    assert dataset.test is None
+    first, last = dataset.train[0:2]
+    assert (first["name"], last["name"]) == ("a_0_0", "a_0_8")
+    np.testing.assert_array_equal(last["input"], source[:, 8:])
+    np.testing.assert_array_equal(last["target"], target[:, 8:])
+
+
+@pytest.mark.parametrize("name", [".hidden", "a b:c-\u00e9", "1.0.0"])
+def test_any_folder_name_will_do(tmp_path, save, name):
+    image = save(tmp_path / name / "a.png")
+    for _ in range(2):
+        dataset = prepare(config(tmp_path, source=str(tmp_path / name)))
+        np.testing.assert_array_equal(dataset.train[0]["target"], image)
+
+
+def test_gray_and_alpha_become_rgb(tmp_path, save):
+    gray = save(tmp_path / "photos/gray.png", (20, 20, 1))
+    alpha = save(tmp_path / "photos/alpha.png", (20, 20, 4))
+    targets = {example["name"]: example["target"] for example in prepare(config(tmp_path)).train}
+    np.testing.assert_array_equal(targets["gray_0_0"], gray[..., [0, 0, 0]])
+    np.testing.assert_array_equal(targets["alpha_0_0"], alpha[..., :3])
+
+
+def test_sample_photographs(tmp_path):
+    dataset = prepare(DataConfig(prepared_dir=str(tmp_path), patch_size=256))
+    assert dataset.num_train_images == 3
+    assert dataset.test is not None
+    assert [example["name"] for example in dataset.test] == ["astronaut", "rocket"]
+    assert [example["target"].shape for example in dataset.test] == [(512, 512, 3), (427, 640, 3)]
+    assert {example["name"].rsplit("_", 2)[0] for example in dataset.train} == {"chelsea", "coffee", "motorcycle_left"}
+    for example in (*dataset.train, *dataset.test):
+        assert example["target"].dtype == np.uint8
+        assert example["target"].std() > 20
+
+
+def test_a_prepared_set_is_reused_without_reading_images(tmp_path, save, monkeypatch):
+    save(tmp_path / "photos/a.png")
+    first = prepare(config(tmp_path))
+
+    def fail(*_):
+        raise AssertionError("read an image")
+
+    monkeypatch.setattr(core, "read_facts", fail)
+    monkeypatch.setattr(core, "read_example", fail)
+    again = prepare(config(tmp_path))
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.train[0]["target"], first.train[0]["target"])
+
+
+def test_fingerprint_follows_files_and_settings(tmp_path, save):
+    path = tmp_path / "photos/a.png"
+    save(path)
+    prints = [prepare(config(tmp_path)).fingerprint]
+    prints += [prepare(config(tmp_path, **{key: 20})).fingerprint for key in ("cut_size", "cut_stride")]
+    prints.append(prepare(config(tmp_path, encoding="raw")).fingerprint)
+    os.utime(path, ns=(0, 0))
+    prints.append(prepare(config(tmp_path)).fingerprint)
+    save(tmp_path / "photos/b.png")
+    prints.append(prepare(config(tmp_path)).fingerprint)
+    assert len(set(prints)) == len(prints)
+    assert all(re.fullmatch("[0-9a-f]{8}", fingerprint) for fingerprint in prints)
+    assert prepared_sets(tmp_path) == sorted(f"photos_{fingerprint}" for fingerprint in prints)
+    # What the network is trained on does not change what is stored.
+    assert prepare(config(tmp_path, patch_size=8)).fingerprint == prints[-1]
+
+
+def test_preparing_is_silent(tmp_path, save, capfd):
+    save(tmp_path / "photos/a.png")
+    prepare(config(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_problems_are_found_before_anything_is_written(tmp_path, save):
+    photos = tmp_path / "photos"
+    paired = {"dataset": "paired_folder"}
+
+    def fails(words, **values):
+        with pytest.raises(UserError, match=words) as caught:
+            prepare(config(tmp_path, **values))
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "prepared").exists()
+
+    fails("no folder '.*photos'")
+    fails("no folder '.*photos'", **paired)
+    photos.mkdir()
+    fails("no images directly in folder '.*photos'")
+    fails("must hold the folders input/ and target/", **paired)
+
+    (photos / "link.png").symlink_to(tmp_path / "nothing.png")
+    fails("cannot read '.*link.png' .No such file")
+    (photos / "link.png").unlink()
+    save(photos / "big.png", (40, 40))
+    save(photos / "small.png", (15, 60))
+    fails("small.png' is only 15 pixels wide or high, less than data.patch_size 16")
+    save(photos / "small.png", (40, 40), np.uint16)
+    fails("'.*big.png' and '.*small.png' differ in bit depth .8 and 16.")
+    (photos / "small.png").write_text("no image")
+    fails("small.png' is not an image")
+    save(photos / "big.jpg", (40, 40))
+    fails("2 images in folder '.*photos' are named 'big'")
+
+    save(photos / "input/a.png", (40, 40))
+    save(photos / "target/b.png", (40, 40))
+    fails("2 images have no partner .*: input/a.png, target/b.png", **paired)
+    (photos / "target/b.png").unlink()
+    save(photos / "target/a.png", (40, 41))
+    fails("a.png' differ in size .40x40 and 41x40 pixels.", **paired)
+    save(photos / "target/a.png", (40, 40), np.uint16)
+    fails("a.png' differ in bit depth", **paired)
+
+
+def test_the_patch_size_is_also_checked_against_a_prepared_set(tmp_path, save):
+    save(tmp_path / "photos/a.png", (20, 40))
+    prepare(config(tmp_path))
+    with pytest.raises(UserError, match=r"a.png' is only 20 pixels wide or high, less than data.patch_size 21"):
+        prepare(config(tmp_path, patch_size=21))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, save):
+    save(tmp_path / "photos/a.png")
+    (tmp_path / "prepared").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write the prepared dataset to '.*prepared.*set data.prepared_dir"):
+        prepare(config(tmp_path))
+
+
+PREPARE = """
+import sys
+from gamax.config import DataConfig
+from gamax.data.datasets import prepare
+source, prepared = sys.argv[1:]
+dataset = prepare(DataConfig("clean_folder", source, prepared, cut_size=96, cut_stride=32, patch_size=16))
+print(len(dataset.train))
+"""
+
+
+def start_prepare(tmp_path):
+    command = [sys.executable, "-c", PREPARE, str(tmp_path / "photos"), str(tmp_path / "prepared")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_complete(tmp_path, save):
+    for i in range(12):
+        save(tmp_path / f"photos/{i}.png", (480, 480), seed=i)
+
+    def incomplete():
+        return set((tmp_path / "prepared").glob("*/*/incomplete.*"))
+
+    for delay in (0.0, 0.1, 0.3):
+        leftovers = incomplete()
+        process = start_prepare(tmp_path)
+        while process.poll() is None and not incomplete() - leftovers:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.returncode == -signal.SIGKILL and incomplete():
+            assert not prepared_sets(tmp_path)
+            assert not any((tmp_path / "prepared").glob("*/*/1.*"))
+        else:
+            # Only a fast machine is done this soon; the next one must not find it finished.
+            assert delay > 0
+            (path,) = (tmp_path / "prepared").glob("*/*/1.*")
+            path.rename(tmp_path / f"finished{delay}")
+    process = start_prepare(tmp_path)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert int(output) == 12 * 13**2
+    assert not incomplete()
+    assert len(prepared_sets(tmp_path)) == 1
+
+
+def test_two_processes_may_prepare_the_same_set(tmp_path, save):
+    for i in range(4):
+        save(tmp_path / f"photos/{i}.png", (200, 200), seed=i)
+    processes = [start_prepare(tmp_path) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [int(output) for output in outputs] == [4 * 5**2] * 2
+    assert len(prepared_sets(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_folder_examples_are_read_lazily(tmp_path, save, monkeypatch, paired):
+    folder = tmp_path / "target" if paired else tmp_path
+    targets = [save(folder / f"i{i}.png", (10, 12), seed=i) for i in (2, 10)]
+    if paired:
+        sources = [save(tmp_path / f"input/i{i}.jpg", (10, 12), seed=i) for i in (2, 10)]
+    reads = []
+    read_example = datasets.read_example
+    monkeypatch.setattr(datasets, "read_example", lambda files: reads.append(files) or read_example(files))
+    examples = folder_examples(tmp_path, paired)
+    assert len(examples) == 2
+    assert not reads
+    assert [example["name"] for example in examples] == ["i2", "i10"]
+    np.testing.assert_array_equal(examples[-1]["target"], targets[1])
+    assert ("input" in examples[0]) == paired
+    if paired:
+        assert examples[0]["input"].shape == sources[0].shape
+
+
+def test_folder_examples_check_the_listing_at_once(tmp_path, save):
+    with pytest.raises(UserError, match="no folder"):
+        folder_examples(tmp_path / "none", paired=False)
+    save(tmp_path / "input/a.png")
+    save(tmp_path / "target/b.png")
+    with pytest.raises(UserError, match="2 images have no partner"):
+        folder_examples(tmp_path, paired=True)
+
+
+def test_check_folder_finds_nothing_wrong(tmp_path, save):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", (20, 30 + 10 * (i // 2)))
+    summary = check_folder(tmp_path, paired=False)
+    assert (summary.num_examples, summary.bit_depths, summary.problems) == (3, {8: 3}, [])
+    assert summary.sizes == {(20, 30): 2, (20, 40): 1}
+
+
+def test_check_folder_reports_every_problem(tmp_path, save):
+    for name in ("ok", "size", "depth", "lonely", "broken", "deep"):
+        dtype = np.uint16 if name == "deep" else np.uint8
+        save(tmp_path / f"input/{name}.png", (20, 30), dtype)
+        if name != "lonely":
+            shape = (20, 31) if name == "size" else (20, 30)
+            save(tmp_path / f"target/{name}.png", shape, np.uint16 if name == "depth" else dtype)
+    (tmp_path / "input/broken.png").write_bytes((tmp_path / "input/broken.png").read_bytes()[:-40])
+    summary = check_folder(tmp_path, paired=True)
+    assert summary.num_examples == 5
+    assert summary.sizes == {(20, 30): 2}
+    assert summary.bit_depths == {8: 1, 16: 1}
+    expected = ["lonely.png", "broken.png' is cut short", "depth.png' differ in bit depth"]
+    expected += ["size.png' differ in size .30x20 and 31x20", "mixes bit depths .1 of 8 bits and 1 of 16 bits"]
+    assert len(summary.problems) == len(expected)
+    for words, problem in zip(expected, summary.problems, strict=True):
+        assert re.search(words, problem)
+
+
+@pytest.mark.skipif(not (SHARED / "data/polyu").is_dir(), reason=f"no real photographs in {SHARED / 'data'}")
+def test_real_photographs():
+    summary = check_folder(SHARED / "data/polyu", paired=True)
+    assert (summary.num_examples, summary.sizes, summary.problems) == (100, {(512, 512): 100}, [])

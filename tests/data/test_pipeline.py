@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from gamax.data.pipeline import training_batches
+
+SIZE, PATCH = (20, 24), 8
+
+
+class Coordinates:
+    """Images whose pixels say (image, row, column), so that a crop shows where it comes from."""
+
+    def __init__(self, length, paired=True, dtype=np.uint8):
+        self.length, self.paired, self.dtype = length, paired, dtype
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        rows, columns = np.indices(SIZE)
+        target = np.stack([np.full(SIZE, index), rows, columns], axis=-1).astype(self.dtype)
+        example = {"name": str(index), "target": target}
+        return {**example, "input": target + 100} if self.paired else example
+
+
+def batches(count, length=10, *, state=None, paired=True, dtype=np.uint8, **values):
+    values = {"patch_size": PATCH, "batch_size": 4, "seed": 3, "threads": 2, **values}
+    iterator = training_batches(Coordinates(length, paired, dtype), **values)
+    if state is not None:
+        iterator.set_state(state)
+    return [next(iterator) for _ in range(count)], iterator.get_state()
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], strict=True)
+
+
+def images_of(batch_list):
+    return np.concatenate([batch["target"][:, 0, 0, 0] for batch in batch_list])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_batches_hold_whole_windows_of_the_stored_type(dtype):
+    (batch,), _ = batches(1, dtype=dtype)
+    assert batch["target"].shape == (4, PATCH, PATCH, 3)
+    assert batch["target"].dtype == dtype
+    rows, columns = np.indices((PATCH, PATCH))
+    for crop in batch["target"].astype(int):
+        np.testing.assert_array_equal(crop[..., 1], crop[0, 0, 1] + rows)
+        np.testing.assert_array_equal(crop[..., 2], crop[0, 0, 2] + columns)
+
+
+def test_input_and_target_are_cut_from_the_same_window():
+    for batch in batches(5)[0]:
+        np.testing.assert_array_equal(batch["input"], batch["target"] + 100)
+
+
+def test_clean_data_has_targets_only():
+    assert batches(1, paired=False)[0][0].keys() == {"target"}
+
+
+def test_every_window_position_occurs():
+    corners = np.concatenate([batch["target"][:, 0, 0, 1:] for batch in batches(200)[0]])
+    assert set(corners[:, 0]) == set(range(SIZE[0] - PATCH + 1))
+    assert set(corners[:, 1]) == set(range(SIZE[1] - PATCH + 1))
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order():
+    order = images_of(batches(10)[0]).reshape(4, 10)
+    assert (np.sort(order, axis=1) == np.arange(10)).all()
+    assert len({tuple(epoch) for epoch in order}) == 4
+
+
+def test_batches_depend_on_the_seed_and_not_on_the_number_of_threads():
+    expected, _ = batches(9, threads=1)
+    for threads in (2, 5):
+        assert_equal(batches(9, threads=threads)[0], expected)
+    assert not np.array_equal(images_of(batches(9, seed=4)[0]), images_of(expected))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_restored_iterator_continues_exactly(stop, threads):
+    # 10 images in batches of 4: both stops are inside an epoch.
+    expected, _ = batches(9)
+    _, state = batches(stop)
+    rest, _ = batches(9 - stop, state=json.loads(json.dumps(state)), threads=threads)
+    assert_equal(rest, expected[stop:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_an_epoch_and_reproduce_the_global_batches(count):
+    expected, _ = batches(6, length=12)
+    shares = [
+        batches(6, length=12, batch_size=4 // count, process_index=i, process_count=count)[0] for i in range(count)
+    ]
+    epochs = [set(images_of(share[:3])) for share in shares]
+    assert sum(len(images) for images in epochs) == len(set.union(*epochs)) == 12
+    for step in range(6):
+        together = np.stack([share[step]["target"] for share in shares], axis=1)
+        np.testing.assert_array_equal(together.reshape(4, PATCH, PATCH, 3), expected[step]["target"])
+
+
+def test_an_image_of_exactly_the_patch_size_and_a_batch_larger_than_the_set():
+    class Single(Coordinates):
+        def __getitem__(self, index):
+            return {"name": "a", "target": np.full((PATCH, PATCH, 3), 7, np.uint8)}
+
+    iterator = training_batches(Single(1), patch_size=PATCH, batch_size=5, seed=0, threads=1)
+    np.testing.assert_array_equal(next(iterator)["target"], np.full((5, PATCH, PATCH, 3), 7))
