@@ -6,8 +6,9 @@ import dataclasses
 import glob
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -131,6 +132,7 @@ class Bench:
                 rows.append(
                     {
                         "model": model,
+                        "device": row["environment"]["devices"][0],
                         "size": f"{self.batch}x{height}x{width}",
                         "median ms": f"{row['latency_ms_median']:.1f}",
                         "p10": f"{row['latency_ms_p10']:.1f}",
@@ -141,8 +143,7 @@ class Bench:
                         "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
                     }
                 )
-        devices = row["environment"]["devices"]
-        print_table(f"{self.precision} on {len(devices)} x {devices[0]}", list(rows[0]), rows)
+        print_table(f"precision {self.precision}", list(rows[0]), rows)
 
 
 def _parse_size(size: str) -> tuple[int, int]:
@@ -193,8 +194,8 @@ class DataPrepare:
         console.print(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
 
 
-VERBS = {"restore": Restore, "models": Models, "bench": Bench}
-DATA_VERBS = {"check": DataCheck, "prepare": DataPrepare}
+VERBS: dict[str, Callable[..., Any]] = {"restore": Restore, "models": Models, "bench": Bench}
+DATA_VERBS: dict[str, Callable[..., Any]] = {"check": DataCheck, "prepare": DataPrepare}
 
 
 def main() -> None:

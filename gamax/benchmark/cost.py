@@ -33,25 +33,26 @@ def _count(jaxpr: core.Jaxpr) -> int:
 
 def _count_equation(equation: core.JaxprEqn) -> int:
     name, parameters = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        outputs = parameters["dimension_numbers"].rhs_spec[0]
-        per_output = math.prod(kernel) // kernel[outputs]
+    if name in ("dot_general", "conv_general_dilated"):
+        left, right, output = (_shape(variable) for variable in (*equation.invars, *equation.outvars))
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            return math.prod(output) * math.prod(left[axis] for axis in contracted)
+        layout = parameters["dimension_numbers"]
+        features = right[layout.rhs_spec[0]]
         if math.prod(parameters["lhs_dilation"]) > 1:
-            # A transposed convolution: most taps meet the zeros between the inputs. Price it by its inputs.
-            spatial = parameters["dimension_numbers"].lhs_spec[2:]
-            left = equation.invars[0].aval.shape
-            positions = math.prod(left[axis] for axis in spatial) * left[parameters["dimension_numbers"].lhs_spec[0]]
-            return positions * per_output * kernel[outputs]
-        return math.prod(equation.outvars[0].aval.shape) * per_output
+            # A transposed convolution: most taps meet the zeros between the inputs, so price it by its inputs.
+            channels = left[layout.lhs_spec[1]]
+            return math.prod(left) // channels * math.prod(right)
+        return math.prod(output) * math.prod(right) // features
     inner = [_count(_jaxpr(value)) for value in _subprograms(parameters)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _subprograms(parameters: dict[str, Any]) -> list[Any]:

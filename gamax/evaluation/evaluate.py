@@ -49,17 +49,12 @@ class Evaluation:
 
     def table(self) -> list[dict[str, str]]:
         """The rows and their mean as text, for printing."""
-        mean = {"name": f"mean of {len(self.rows)}", **{key: self.mean(key) for key in METRICS}}
-        return [
-            dict(
-                zip(
-                    TABLE_COLUMNS,
-                    (row["name"], f"{row['psnr_input']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"),
-                    strict=True,
-                )
-            )
+        mean: dict[str, Any] = {"name": f"mean of {len(self.rows)}", **{key: self.mean(key) for key in METRICS}}
+        cells = [
+            (str(row["name"]), f"{row['psnr_input']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
             for row in (*self.rows, mean)
         ]
+        return [dict(zip(TABLE_COLUMNS, texts, strict=True)) for texts in cells]
 
 
 def evaluate(

@@ -80,6 +80,8 @@ def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> F
 
     The draws are float64 and added in place to the float32 image, as the field does.
     """
+    if protocol.noise_sigma is None:
+        raise ValueError(f"protocol {protocol.name} makes no input: the data brings it")
     noisy = to_float(target)
     noisy += np.random.RandomState(protocol.noise_seed).normal(0, protocol.noise_sigma / 255, noisy.shape)
     return noisy

@@ -78,8 +78,8 @@ def restore_files(
             finally:
                 update(done, source.name)
             written.append(target)
-            if restorer is tiled and max(image.shape[:2]) > tiled.tile:
-                _report_tiling(tiled, image, restored, compare_tiling)
+            if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
+                _report_tiling(restorer, image, restored, compare_tiling)
     for problem in problems:
         console.print(f"not restored: {problem}", markup=False)
     if problems:

@@ -78,7 +78,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
     model = create_model(name, **{**options, **overrides})
-    expected = {key: leaf.shape for key, leaf in flatten_dict(abstract_params(model), sep="/").items()}
+    abstract: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
+    expected = {key: leaf.shape for key, leaf in abstract.items()}
     found = {key: value.shape for key, value in tensors.items()}
     if found != expected:
         different = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))

@@ -107,7 +107,7 @@ def train(
             step += 1
 
             if step % logging.every == 0 or step == training.steps:
-                values = {name: float(value) for name, value in metrics.items()}
+                values: dict[str, float] = {name: float(value) for name, value in metrics.items()}
                 now = time.monotonic()
                 rate = (step - logged_step) * training.batch_size / (now - logged_at)
                 logged_at, logged_step = now, step
@@ -115,7 +115,7 @@ def train(
                 log.write(
                     step,
                     samples=step * training.batch_size,
-                    learning_rate=float(learning_rate(step - 1)),
+                    learning_rate=learning_rate(step - 1).item(),
                     images_per_second=rate,
                     **values,
                 )

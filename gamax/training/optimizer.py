@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from gamax.config import OptimizerConfig
 
 
-def cosine_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def cosine_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike], Array]:
     """Learning rate of each step, counted from 0: linear warm-up, then a half cosine to the final learning rate.
 
     Without warm-up step `i` has the learning rate of PyTorch's `CosineAnnealingLR` after `i` scheduler steps.
     """
 
-    def learning_rate(step: jnp.ndarray | int) -> jnp.ndarray:
+    def learning_rate(step: ArrayLike) -> Array:
         warmup = config.warmup_steps
+        step = jnp.asarray(step)
         fraction = jnp.clip((step - warmup) / (steps - warmup), 0, 1)
         cosine = config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (
             1 + jnp.cos(jnp.pi * fraction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,8 +33,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
 
-        def loss_of(params: object) -> Array:
-            return loss_function(model.apply({"params": params}, inputs), targets)
+        def loss_of(params: Any) -> Array:
+            restored: Any = model.apply({"params": params}, inputs)
+            return loss_function(restored, targets)
 
         loss, grads = jax.value_and_grad(loss_of)(state.params)
         gradient_norm = optax.global_norm(grads)
