@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from gamax.console import console, print_table, progress_bar
+from gamax.console import print_table, progress_bar, say
 from gamax.data.datasets import folder_examples
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import TABLE_COLUMNS, evaluate
@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> None:
     picture = output.with_suffix(".png")
     save_comparison(picture, evaluation.worst)
     print_table(f"{arguments.weights} under {protocol.name}", TABLE_COLUMNS, evaluation.table())
-    console.print(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
+    say(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gamax import config
-from gamax.console import console, print_table
+from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, evaluate
@@ -45,9 +45,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
     run_folder.open_run(run_dir, experiment)
 
-    console.print(f"{model_config.name}: {count_parameters(abstract_params(model)):,} parameters")
-    console.print(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
-    console.print(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
+    say(f"{model_config.name}: {count_parameters(abstract_params(model)):,} parameters")
+    say(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
+    say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
 
     def score(params: Any) -> Evaluation:
         return evaluate(Restorer(model, params), examples, protocol)
@@ -70,9 +70,7 @@ def main(arguments: list[str]) -> None:
     }
     run_folder.write_json(run_dir / "result.json", result)
     print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
-    console.print(
-        f"{run_dir}: weights.safetensors, result.json, samples/{protocol.name}.png; trained in {seconds:.0f} s"
-    )
+    say(f"trained in {seconds:.0f} s; wrote {WEIGHTS_NAME}, result.json and samples/{protocol.name}.png there")
 
 
 if __name__ == "__main__":

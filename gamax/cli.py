@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gamax.config import DataConfig
-from gamax.console import console, print_table
+from gamax.console import print_table, say
 from gamax.errors import UserError, exit_on_user_error
 
 
@@ -85,7 +85,7 @@ class Models:
                     "name": name,
                     "arXiv": variant.paper,
                     "parameters": f"{count_parameters(params):,}",
-                    "multiply-adds at 256x256": f"{model_multiply_adds(model, params, 256, 256) / 1e9:.3f} G",
+                    "multiply-adds (256x256)": f"{model_multiply_adds(model, params, 256, 256) / 1e9:.3f} G",
                     "layout": variant.fidelity,
                     "source": variant.source,
                 }
@@ -171,11 +171,11 @@ class DataCheck:
         rows = [{"width x height": f"{width}x{height}", kind: str(count)} for (height, width), count in sizes[:10]]
         print_table(f"{self.folder}: {summary.num_examples} {kind}, {len(sizes)} sizes", ["width x height", kind], rows)
         for problem in summary.problems:
-            console.print(f"problem: {problem}", markup=False)
+            say(f"problem: {problem}")
         if summary.problems:
             raise UserError(f"'{self.folder}' has {len(summary.problems)} problem(s), listed above")
         depths = ", ".join(f"{count} of {depth} bits" for depth, count in summary.bit_depths.items())
-        console.print(f"all readable: {depths}")
+        say(f"all readable: {depths}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class DataPrepare:
 
         prepared = prepare(self.data)
         tests = f", {len(prepared.test)} test images" if prepared.test is not None else ""
-        console.print(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
+        say(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
 
 
 VERBS: dict[str, Callable[..., Any]] = {"restore": Restore, "models": Models, "bench": Bench}

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=120)
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is printed where the output is a file, not a terminal."""
@@ -20,7 +22,7 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress_bar(
     description: str, total: int, unit: str, done: int = 0, units_per_step: int = 1
 ) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and time to go; yields `update(done, note="")`.
+    """A progress bar with rate and time to go; yields `update(done, note="")`; `done` may be a fraction of a step.
 
     The rate counts `units_per_step` for every step that is done. Where the output is not a terminal, a line is printed
     now and then instead.
@@ -32,30 +34,37 @@ def progress_bar(
         TextColumn("{task.fields[rate]} {task.fields[note]}"),
         TimeRemainingColumn(compact=True),
     )
-    first, started = done, time.monotonic()
+    first, started, reported = done, time.monotonic(), -1.0
     last_line = started
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=done, rate="", note="")
 
-        def update(done: int, note: str = "") -> None:
-            nonlocal last_line
+        def update(done: float, note: str = "") -> None:
+            nonlocal last_line, reported
             now = time.monotonic()
             per_second = (done - first) / max(now - started, 1e-9)
-            rate = f"{per_second * units_per_step:.1f} {unit}/s"
+            rate = f"{per_second * units_per_step:.3g} {unit}/s"
             progress.update(task, completed=done, rate=rate, note=note)
-            if not console.is_terminal and (now - last_line > SECONDS_BETWEEN_LINES or done == total):
-                last_line = now
+            if not console.is_terminal and (
+                now - last_line > SECONDS_BETWEEN_LINES or (done == total and done > reported)
+            ):
+                last_line, reported = now, done
                 to_go = f"{(total - done) / per_second:.0f} s to go" if per_second else ""
-                print(f"{description} {done}/{total}  {rate}  {note}  {to_go}".rstrip(), flush=True)
+                print(f"{description} {done / total:.0%} of {total}  {rate}  {note}  {to_go}".rstrip(), flush=True)
 
         yield update
+
+
+def say(text: str) -> None:
+    """Prints one line of text as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Prints rows under the named columns; the first column is text, the others are aligned to the right."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(row.get(column, "") for column in columns))
     console.print(table)

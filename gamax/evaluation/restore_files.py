@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from gamax.console import console, progress_bar
+from gamax.console import progress_bar, say
 from gamax.data.images import read_image, to_rgb, write_image
 from gamax.errors import UserError
 from gamax.evaluation.restorer import Restorer
@@ -68,24 +69,27 @@ def restore_files(
                 image = read_image(source)
                 small = tile == "auto" and image.shape[0] * image.shape[1] <= LARGEST_WHOLE
                 restorer = whole if tiled is None or small else tiled
-                restored = _restore(restorer, image)
+                restored = _restore(restorer, image, partial(_advance, update, done - 1, source.name))
                 write_image(target, restored)
             except UserError as error:
                 if len(sources) == 1:
                     raise
                 problems.append(f"{source}: {error}")
-                continue
-            finally:
                 update(done, source.name)
+                continue
             written.append(target)
             if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
                 _report_tiling(restorer, image, restored, compare_tiling)
     for problem in problems:
-        console.print(f"not restored: {problem}", markup=False)
+        say(f"not restored: {problem}")
     if problems:
         raise UserError(f"{len(problems)} of {len(sources)} images could not be restored, listed above")
-    console.print(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
+    say(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
     return written
+
+
+def _advance(update: Callable[..., None], before: int, name: str, part: float) -> None:
+    update(before + part, name)
 
 
 def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
@@ -102,9 +106,9 @@ def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
     return [output / name for name in names]
 
 
-def _restore(restorer: Restorer, image: np.ndarray) -> np.ndarray:
+def _restore(restorer: Restorer, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
     """Restores the colours of an image and gives it its own channels back: grey stays grey, alpha is kept."""
-    restored = restorer(to_rgb(image))
+    restored = restorer(to_rgb(image), progress)
     if image.shape[2] == 1:
         return np.rint(restored.mean(2, keepdims=True)).astype(image.dtype)
     if image.shape[2] == 4:
@@ -117,8 +121,8 @@ def _report_tiling(tiled: Restorer, image: np.ndarray, restored: np.ndarray, com
     if tiled.model.global_statistics:
         note += "; the network's means are those of each tile (--tile whole gives its exact result)"
     if compare:
-        whole = _restore(Restorer(tiled.model, tiled.params), image)
+        whole = _restore(Restorer(tiled.model, tiled.params), image, lambda part: None)
         white = np.iinfo(image.dtype).max
         difference = np.abs(restored.astype(np.int32) - whole.astype(np.int32))
         note += f"; largest difference from whole {difference.max() / white:.5f}, mean {difference.mean() / white:.7f}"
-    console.print(note, markup=False)
+    say(note)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,17 +53,21 @@ class Restorer:
 
         return cls(*load_weights(run_or_file), **options)
 
-    def __call__(self, image: Image) -> Image:
+    def __call__(self, image: Image, progress: Callable[[float], object] = lambda fraction: None) -> Image:
         """Restores one `[H, W, C]` image.
 
         Floats in [0, 1] give float32, not clipped. 8- or 16-bit integers give the same type, clamped and rounded.
+        `progress` is called with the finished fraction after every tile.
+
+        Raises:
+            UserError: if a side is shorter than 2 pixels.
         """
         if image.size == 0 or min(image.shape[:2]) < 2:
             raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
         if np.issubdtype(image.dtype, np.floating):
-            return self._restore(image.astype(np.float32))
+            return self._restore(image.astype(np.float32), progress)
         white = np.iinfo(image.dtype).max
-        restored = self._restore(image.astype(np.float32) / np.float32(white))
+        restored = self._restore(image.astype(np.float32) / np.float32(white), progress)
         np.clip(restored, 0, 1, out=restored)
         restored *= white
         return np.rint(restored, out=restored).astype(image.dtype)
@@ -74,14 +77,16 @@ class Restorer:
         """How many shapes have been compiled so far."""
         return self._apply._cache_size()
 
-    def _restore(self, image: np.ndarray) -> np.ndarray:
+    def _restore(self, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
         tile = self.tile
         if tile is None or max(image.shape[:2]) <= tile:
             # A copy, as JAX's arrays share their memory with NumPy read-only.
-            return np.array(self._apply(self.params, image[None])[0])
-        return self._restore_tiles(image, tile)
+            restored = np.array(self._apply(self.params, image[None])[0])
+            progress(1.0)
+            return restored
+        return self._restore_tiles(image, tile, progress)
 
-    def _restore_tiles(self, image: np.ndarray, tile: int) -> np.ndarray:
+    def _restore_tiles(self, image: np.ndarray, tile: int, progress: Callable[[float], object]) -> np.ndarray:
         padding = [(0, _tiled_length(size, tile, self.model.size_multiple) - size) for size in image.shape[:2]]
         # The network pads in the same way, so the last tiles see what it would see in the whole image.
         fits = all(after < size for (_, after), size in zip(padding, image.shape[:2], strict=True))
@@ -93,20 +98,20 @@ class Restorer:
             weight = rows[top][:, None, None] * columns[left][None, :, None]
             result[top : top + tile, left : left + tile] += weight * np.asarray(restored[0])
 
-        pending: deque[partial[None]] = deque()
-        for top, left in _grid(rows, columns):
+        grid = [(top, left) for top in rows for left in columns]
+        previous: partial[None] | None = None
+        for index, (top, left) in enumerate(grid):
             window = padded[None, top : top + tile, left : left + tile]
-            pending.append(partial(finish, top, left, self._apply(self.params, window)))
-            # One tile is computed while the one before is blended; more would only take memory.
-            if len(pending) > 1:
-                pending.popleft()()
-        for blend in pending:
-            blend()
+            current = partial(finish, top, left, self._apply(self.params, window))
+            # While the device computes this tile the host blends the one before; more would only take memory.
+            if previous is not None:
+                previous()
+                progress(index / len(grid))
+            previous = current
+        if previous is not None:
+            previous()
+        progress(1.0)
         return result[: image.shape[0], : image.shape[1]]
-
-
-def _grid(rows: dict[int, np.ndarray], columns: dict[int, np.ndarray]) -> Iterator[tuple[int, int]]:
-    return ((top, left) for top in rows for left in columns)
 
 
 def _tiled_length(size: int, tile: int, multiple: int) -> int:

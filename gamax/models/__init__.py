@@ -31,7 +31,7 @@ class Variant:
     """Expected number of trained parameters."""
 
 
-_GAMA_IR, _PUBLISHED = "2404.00807", "published depth and width, reconstructed block layout"
+_GAMA_IR, _PUBLISHED = "2404.00807", "published depth and width"
 
 VARIANTS: dict[str, Variant] = {
     "gama_ir_tiny": Variant(
@@ -39,7 +39,7 @@ VARIANTS: dict[str, Variant] = {
         options={"width": 16, "depth": 8, "levels": 3, "blocks_per_level": 1},
         paper=_GAMA_IR,
         fidelity="reconstruction",
-        source="gamax's own size, for the quick start",
+        source="gamax's own, for the quick start",
         parameters=324_739,
     ),
     "gama_ir_s": Variant(

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from gamax.config import Experiment
-from gamax.console import console, progress_bar
+from gamax.console import progress_bar, say
 from gamax.data.datasets import PreparedDataset
 from gamax.data.pipeline import training_batches
 from gamax.errors import UserError
@@ -63,7 +63,7 @@ def train(
     restored = checkpoints.restore(abstract_state, shardings)
     if restored:
         state, progress = restored
-        console.print(f"resuming from the checkpoint of step {int(state.step)}")
+        say(f"resuming from the checkpoint of step {int(state.step)}")
         if progress["data"] != dataset.fingerprint:
             raise UserError(
                 f"the training images have changed since the checkpoint in '{run_dir}' was written; "
