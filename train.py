@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> None:
     examples = test or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
+    if protocol.paired and "input" not in examples[0]:
+        raise UserError(
+            f"evaluation.protocol {protocol.name} needs pairs, but the images to evaluate on have no inputs"
+        )
     run_folder.open_run(run_dir, experiment)
 
     say(f"{model_config.name}: {count_parameters(abstract_params(model)):,} parameters")

@@ -1,4 +1,4 @@
-"""Quick start: blind to nothing but sigma 25, on photographs that ship inside scikit-image. No download.
+"""Quick start: Gaussian colour denoising (sigma 25) on photographs that ship inside scikit-image, no download.
 
 Command:  python train.py configs/quickstart.py
 Result:   runs/quickstart/, about 30 dB on the held-out photographs (20.2 dB noisy)
@@ -24,8 +24,8 @@ experiment = Experiment(
         patch_size=64,
         degradation=GaussianNoise(sigma=(25.0, 25.0)),
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, final_learning_rate=1e-5, gradient_clip=1.0),
-    training=TrainingConfig(steps=600, batch_size=8, loss="psnr", ema_decay=0.98, checkpoint_every=100),
+    optimizer=OptimizerConfig(learning_rate=5e-3, final_learning_rate=1e-5, gradient_clip=1.0),
+    training=TrainingConfig(steps=900, batch_size=8, loss="psnr", ema_decay=0.98, checkpoint_every=100),
     evaluation=EvaluationConfig(protocol="gauss-color-25"),
     logging=LoggingConfig(every=20),
 )

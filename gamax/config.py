@@ -236,12 +236,12 @@ def load(path: str | Path) -> Experiment:
     try:
         experiment = runpy.run_path(str(path)).get("experiment")
     except TypeError as error:
-        unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        cls = globals().get(unknown[1]) if unknown else None
-        if unknown is None or cls is None:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
             raise
-        fields = [item.name for item in dataclasses.fields(cls)]
-        raise UserError(f"{path}: {unknown[1]} has no field {nearest(unknown[2], fields)}") from error
+        groups = (Experiment, ModelConfig, DataConfig, GaussianNoise, OptimizerConfig, TrainingConfig)
+        names = {field.name for cls in (*groups, EvaluationConfig, LoggingConfig) for field in dataclasses.fields(cls)}
+        raise UserError(f"{path}: unknown configuration field {nearest(unknown[1], names)}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"'{path}' does not define `experiment = Experiment(...)`")
     return experiment

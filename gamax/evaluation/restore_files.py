@@ -70,6 +70,7 @@ def restore_files(
                 small = tile == "auto" and image.shape[0] * image.shape[1] <= LARGEST_WHOLE
                 restorer = whole if tiled is None or small else tiled
                 restored = _restore(restorer, image, partial(_advance, update, done - 1, source.name))
+                _make_folder(target.parent)
                 write_image(target, restored)
             except UserError as error:
                 if len(sources) == 1:
@@ -86,6 +87,13 @@ def restore_files(
         raise UserError(f"{len(problems)} of {len(sources)} images could not be restored, listed above")
     say(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
     return written
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder '{folder}' ({error.strerror}); choose another --output") from error
 
 
 def _advance(update: Callable[..., None], before: int, name: str, part: float) -> None:

@@ -71,7 +71,7 @@ def train(
             )
     else:
         state, progress = jax.device_put(initial_state(), shardings), {"seconds": 0.0}
-    step = first_step = int(state.step)
+    step = int(state.step)
 
     batches = training_batches(
         dataset.train,
@@ -96,9 +96,6 @@ def train(
     log = MetricsLog(run_dir, step, logging.tensorboard)
     started, logged_at, logged_step = time.monotonic(), time.monotonic(), step
     seconds_before = float(progress["seconds"])
-
-    def seconds() -> float:
-        return seconds_before + time.monotonic() - started
 
     with progress_bar("training", training.steps, "images", step, training.batch_size) as update:
         while step < training.steps:
@@ -125,13 +122,15 @@ def train(
                         f"resume from an earlier checkpoint in '{run_dir}' with a lower optimizer.learning_rate"
                     )
             if step % training.checkpoint_every == 0 or step == training.steps:
-                checkpoints.save(step, state, {"seconds": seconds(), "data": dataset.fingerprint})
+                spent = seconds_before + time.monotonic() - started
+                progress = {"seconds": spent, "data": dataset.fingerprint}
+                checkpoints.save(step, state, progress)
             if experiment.evaluation.every and step % experiment.evaluation.every == 0 and step < training.steps:
                 log.write(step, **evaluate_params(result_params(state)))
-    total_seconds = seconds() if step > first_step else seconds_before
+    batches.close()
     checkpoints.close()
     log.close()
-    return result_params(state), total_seconds
+    return result_params(state), float(progress["seconds"])
 
 
 def result_params(state: TrainState) -> Any:

@@ -13,16 +13,19 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of a run after `step` steps; the position in the data follows from the step."""
+    """The state of a run after `step` steps; the position in the data follows from the step.
 
-    step: jax.Array
+    The leaves are arrays, or whatever stands for them: shapes, shardings.
+    """
+
+    step: Any
     params: Any
     ema_params: Any
     """Moving average of the parameters, or None."""
     opt_state: Any
-    key: jax.Array
+    key: Any
     """Never changes: the randomness of a step comes from folding the step into it."""
-    skipped: jax.Array
+    skipped: Any
     """How many updates in a row were skipped because a gradient was not finite."""
 
 

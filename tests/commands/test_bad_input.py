@@ -1,0 +1,211 @@
+"""Bad input gives one clear sentence and exit code 2, and leaves nothing behind."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = str(ROOT / "configs/quickstart.py")
+
+
+def image(path: Path, height: int = 40, width: int = 40) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    return path
+
+
+def truncated(path: Path) -> Path:
+    content = image(path).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def fails(tmp_path, capsys, monkeypatch):
+    """Runs a script or verb; asserts exit code 2, one sentence on stderr, nothing written; returns the sentence."""
+
+    def run(program: str, *arguments: object) -> str:
+        monkeypatch.chdir(tmp_path)
+        before = files(tmp_path)
+        path = str(ROOT / ("gamax/cli.py" if program == "gamax" else program))
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(path, run_name="__main__")
+        assert stopped.value.code == 2
+        assert files(tmp_path) == before
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+def train_arguments(tmp_path: Path, *more: object) -> list[object]:
+    prepared = ("--data.prepared-dir", tmp_path / "prepared", "--data.patch-size", 16, "--training.batch-size", 8)
+    return [QUICKSTART, "--logging.run-dir", tmp_path / "run", *prepared, *more]
+
+
+def folder_arguments(tmp_path: Path, dataset: str, folder: Path) -> list[object]:
+    """The quick start on a folder, by way of a configuration file as a user would write it."""
+    degradation = "None" if dataset == "paired_folder" else "GaussianNoise()"
+    protocol = "paired-rgb" if dataset == "paired_folder" else "gauss-color-25"
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from gamax.config import *\n"
+        f"data = DataConfig(dataset={dataset!r}, source={str(folder)!r}, patch_size=16, degradation={degradation},\n"
+        f"    prepared_dir={str(tmp_path / 'prepared')!r})\n"
+        "experiment = Experiment(data=data, training=TrainingConfig(steps=1, batch_size=8))\n"
+    )
+    return [config, "--evaluation.data", folder, "--evaluation.protocol", protocol]
+
+
+def test_unknown_field_on_the_command_line_names_the_nearest(fails, tmp_path):
+    error = fails("train.py", *train_arguments(tmp_path, "--optimizer.lerning-rate", "1"))
+    assert "optimizer.lerning_rate" in error
+    assert "did you mean 'optimizer.learning_rate'" in error
+
+
+def test_unknown_field_in_a_configuration_file_names_the_nearest(fails, tmp_path):
+    config = tmp_path / "typo.py"
+    config.write_text("from gamax.config import *\nexperiment = Experiment(data=DataConfig(patchsize=3))\n")
+    error = fails("train.py", config)
+    assert "typo.py" in error
+    assert "'patchsize' (did you mean 'patch_size'?)" in error
+
+
+def test_unknown_field_in_a_resolved_configuration_names_the_nearest(fails, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"training": {"step": 3}}))
+    assert "'training.step' (did you mean 'training.steps'?)" in fails("train.py", tmp_path / "config.json")
+
+
+def test_unknown_network_field_names_the_nearest(fails, tmp_path):
+    error = fails("train.py", *train_arguments(tmp_path, "--model.overrides", "widht=8"))
+    assert "did you mean 'width'" in error
+
+
+def test_negative_learning_rate(fails, tmp_path):
+    error = fails("train.py", *train_arguments(tmp_path, "--optimizer.learning-rate", "-0.001"))
+    assert "'optimizer.learning_rate' must be above 0, not -0.001" in error
+
+
+def test_batch_not_divisible_by_devices(fails, tmp_path):
+    error = fails("train.py", *train_arguments(tmp_path, "--training.batch-size", 6))
+    assert "training.batch_size 6 is not divisible by the 8 devices" in error
+
+
+@pytest.mark.parametrize("dataset", ["clean_folder", "paired_folder"])
+def test_missing_folder(fails, tmp_path, dataset):
+    error = fails("train.py", *folder_arguments(tmp_path, dataset, tmp_path / "absent"))
+    assert str(tmp_path / "absent") in error
+
+
+def test_unpaired_file(fails, tmp_path):
+    for name in ("input/a.png", "target/a.png", "input/lonely.png"):
+        image(tmp_path / "pairs" / name)
+    assert "lonely" in fails("train.py", *folder_arguments(tmp_path, "paired_folder", tmp_path / "pairs"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "one pixel"])
+def test_damaged_training_image(fails, tmp_path, damage):
+    folder = tmp_path / "clean"
+    image(folder / "good.png")
+    bad = folder / "bad.png"
+    match damage:
+        case "truncated":
+            truncated(bad)
+        case "text":
+            bad.write_text("This is not a picture.")
+        case "empty":
+            bad.touch()
+        case "one pixel":
+            image(bad, 1, 1)
+    assert "bad.png" in fails("train.py", *folder_arguments(tmp_path, "clean_folder", folder))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "one pixel", "missing"])
+def test_damaged_image_to_restore(fails, tmp_path, tiny_workspace, damage):
+    bad = tmp_path / "bad.png"
+    match damage:
+        case "truncated":
+            truncated(bad)
+        case "text":
+            bad.write_text("This is not a picture.")
+        case "empty":
+            bad.touch()
+        case "one pixel":
+            image(bad, 1, 1)
+    error = fails("gamax", "restore", bad, "-o", tmp_path / "out.png", "--weights", tiny_workspace / "runs/quickstart")
+    assert "1x1" in error if damage == "one pixel" else "bad.png" in error
+
+
+@pytest.mark.parametrize("program", ["gamax", "eval.py"])
+@pytest.mark.parametrize("damage", ["another network", "truncated", "text", "missing"])
+def test_wrong_weights(fails, tmp_path, tiny_workspace, program, damage):
+    weights = tmp_path / "weights.safetensors"
+    content = (tiny_workspace / "runs/quickstart/weights.safetensors").read_bytes()
+    match damage:
+        case "another network":
+            save_file({"encoder/kernel": np.zeros((3, 3), np.float32)}, weights)
+        case "truncated":
+            weights.write_bytes(content[: len(content) // 2])
+        case "text":
+            weights.write_text("not weights")
+    photo = image(tmp_path / "photographs/photo.png")
+    arguments = {
+        "gamax": ("restore", photo, "-o", tmp_path / "out.png", "--weights", weights),
+        "eval.py": (weights, "--protocol", "gauss-color-25", "--data", photo.parent),
+    }[program]
+    assert "weights.safetensors" in fails(program, *arguments)
+
+
+def test_restore_refuses_to_overwrite(fails, tmp_path, tiny_workspace):
+    photo = image(tmp_path / "photo.png")
+    content = photo.read_bytes()
+    error = fails("gamax", "restore", photo, "-o", photo, "--weights", tiny_workspace / "runs/quickstart")
+    assert "--overwrite" in error
+    assert photo.read_bytes() == content
+
+
+def test_unknown_protocol_names_the_nearest(fails, tmp_path, tiny_workspace):
+    arguments = (tiny_workspace / "runs/quickstart", "--protocol", "gauss-colour-25", "--data", tmp_path)
+    assert "did you mean 'gauss-color-25'" in fails("eval.py", *arguments)
+
+
+def test_no_permission_to_write_the_run_folder(fails, tmp_path):
+    # Not even root may write below /proc.
+    assert "/proc/gamax" in fails("train.py", *train_arguments(tmp_path, "--logging.run-dir", "/proc/gamax"))
+
+
+def test_no_permission_to_write_the_restored_image(fails, tmp_path, tiny_workspace):
+    photo = image(tmp_path / "photo.png")
+    error = fails("gamax", "restore", photo, "-o", "/proc/gamax.png", "--weights", tiny_workspace / "runs/quickstart")
+    assert "/proc" in error
+
+
+def test_another_experiment_in_the_run_folder(fails, tmp_path, tiny_workspace):
+    run = tiny_workspace / "runs/quickstart"
+    error = fails("train.py", run / "config.json", "--optimizer.learning-rate", "0.5", "--logging.run-dir", run)
+    assert "optimizer.learning_rate" in error
+
+
+def test_a_real_process_exits_with_2_and_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), QUICKSTART, "--optimizer.learning-rate", "-1"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines() == [
+        "error: configuration field 'optimizer.learning_rate' must be above 0, not -1.0"
+    ]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,153 @@
+"""The commands do what the README says."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gamax import Restorer
+from gamax.evaluation.protocols import PROTOCOLS
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_a_run_leaves_all_that_describes_it(tiny_workspace):
+    run_dir = tiny_workspace / "runs/quickstart"
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["protocol"] == "gauss-color-25"
+    assert result["images"] == len(result["per_image"]) == 2
+    assert result["steps"] == 6
+    assert result["seconds"] > 0
+    assert result["psnr_input"] == pytest.approx(20.17, abs=0.05)
+    assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in result["per_image"]]))
+    assert 0 < result["ssim"] < 1
+    assert len(result["weights_sha256"]) == 64
+    assert {"python", "gamax", "jax", "flax"} <= set(result["versions"])
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    assert read(run_dir / "samples/gauss-color-25.png") is not None
+    assert list((run_dir / "tensorboard").iterdir())
+    assert json.loads((run_dir / "config.json").read_text())["training"]["steps"] == 6
+    assert json.loads((run_dir / "environment.json").read_text())["devices"]
+
+
+def test_the_resolved_configuration_can_be_passed_back(tiny_workspace, tmp_path, train):
+    train([str(tiny_workspace / "runs/quickstart/config.json"), "--logging.run-dir", str(tmp_path / "again")])
+    weights = [folder / "weights.safetensors" for folder in (tiny_workspace / "runs/quickstart", tmp_path / "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_eval_writes_table_json_and_picture(tiny_workspace, monkeypatch, capsys):
+    script = str(ROOT / "eval.py")
+    arguments = [str(tiny_workspace / "runs/quickstart"), "--protocol", "gauss-color-25"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--data", str(tiny_workspace / "photographs")])
+    runpy.run_path(script, run_name="__main__")
+    output = tiny_workspace / "runs/quickstart/evaluations/gauss-color-25-photographs.json"
+    record = json.loads(output.read_text())
+    run = json.loads((tiny_workspace / "runs/quickstart/result.json").read_text())
+    assert record["weights_sha256"] == run["weights_sha256"]
+    assert record["protocol"] == "gauss-color-25"
+    assert record["protocol_details"]["noise_seed"] == PROTOCOLS["gauss-color-25"].noise_seed == 0
+    assert [row["name"] for row in record["per_image"]] == ["a", "b"]
+    assert record["compilations"] == 1
+    assert record["inference"] == {"tile": None, "overlap": None}
+    assert read(output.with_suffix(".png")) is not None
+    printed = capsys.readouterr().out
+    assert "mean of 2" in printed
+    assert f"{record['psnr']:.2f}" in printed
+
+
+def test_restore_gives_what_the_restorer_gives(tiny_workspace, tmp_path, gamax):
+    output = tmp_path / "restored.png"
+    gamax("restore", tiny_workspace / "photo.png", "-o", output, "--weights", tiny_workspace / "runs/quickstart")
+    photo = read(tiny_workspace / "photo.png")[..., ::-1]
+    expected = Restorer.from_weights(tiny_workspace / "runs/quickstart")(photo)
+    np.testing.assert_array_equal(read(output)[..., ::-1], expected)
+
+
+@pytest.mark.parametrize("selection", ["photographs", "photographs/*.png"])
+def test_restore_takes_folders_and_patterns_and_keeps_names(tiny_workspace, tmp_path, gamax, selection):
+    run = tiny_workspace / "runs/quickstart"
+    gamax("restore", tiny_workspace / selection, "-o", tmp_path / "out", "--weights", run)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((30, 20), np.uint8), ((30, 20, 4), np.uint8), ((30, 20, 3), np.uint16)])
+def test_restore_keeps_grey_alpha_and_bit_depth(tiny_workspace, tmp_path, gamax, shape, dtype):
+    image = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, shape, dtype)
+    cv2.imwrite(str(tmp_path / "image.png"), image)
+    gamax("restore", tmp_path / "image.png", "--weights", tiny_workspace / "runs/quickstart")
+    restored = read(tmp_path / "image_restored.png")
+    assert restored.shape == shape
+    assert restored.dtype == dtype
+    if shape[-1] == 4:
+        np.testing.assert_array_equal(restored[..., 3], image[..., 3])
+
+
+def test_restore_reports_how_much_tiling_changes(tiny_workspace, tmp_path, gamax, capsys):
+    run = tiny_workspace / "runs/quickstart"
+    options = ("--tile", "32", "--overlap", "16", "--compare-tiling")
+    gamax("restore", tiny_workspace / "photo.png", "-o", tmp_path / "tiled.png", "--weights", run, *options)
+    gamax("restore", tiny_workspace / "photo.png", "-o", tmp_path / "whole.png", "--weights", run, "--tile", "whole")
+    difference = np.abs(read(tmp_path / "tiled.png").astype(int) - read(tmp_path / "whole.png")).max() / 255
+    assert f"largest difference from whole {difference:.5f}" in capsys.readouterr().out
+
+
+def test_one_bad_image_of_several_does_not_stop_the_rest(tiny_workspace, tmp_path, gamax, capsys):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in/good.png"), read(tiny_workspace / "photo.png"))
+    (tmp_path / "in/bad.png").write_text("not an image")
+    with pytest.raises(SystemExit) as stopped:
+        gamax("restore", tmp_path / "in", "-o", tmp_path / "out", "--weights", tiny_workspace / "runs/quickstart")
+    assert stopped.value.code == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+    assert "bad.png" in capsys.readouterr().out
+
+
+def test_models_prints_the_published_numbers(gamax, capsys):
+    gamax("models")
+    printed = capsys.readouterr().out
+    for text in ("gama_ir_s", "10,423,500", "14.204 G", "gama_ir_l", "47,460,276", "53.073 G", "2404.00807"):
+        assert text in printed
+
+
+def test_bench_prints_rows_and_a_table(gamax, capsys, tmp_path):
+    sizes = ("--sizes", "32x48", "--repeats", "3", "--output", tmp_path / "rows.jsonl")
+    gamax("bench", "--models", "gama_ir_tiny", *sizes)
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[0]) == row
+    assert (row["height"], row["width"], row["precision"]) == (32, 48, "fp32-strict")
+    assert 0 < row["latency_ms_p10"] <= row["latency_ms_median"] <= row["latency_ms_p90"]
+    assert row["compile_seconds"] > 0
+    assert row["peak_memory_bytes"] > 32 * 48 * 3 * 4
+    assert row["parameters"] == 324_739
+
+
+def test_data_check_lists_every_problem(gamax, tmp_path, capsys):
+    for folder, names in (("input", "ab"), ("target", "bc")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(SystemExit) as stopped:
+        gamax("data", "check", tmp_path)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().out
+    assert "30x20" in printed
+    assert "problem:" in printed
+
+
+def test_data_prepare_stores_a_folder(gamax, tmp_path, capsys):
+    (tmp_path / "clean").mkdir()
+    cv2.imwrite(str(tmp_path / "clean/a.png"), np.zeros((40, 90, 3), np.uint8))
+    sizes = ("--cut-size", 40, "--cut-stride", 30, "--patch-size", 16)
+    folders = ("--source", tmp_path / "clean", "--prepared-dir", tmp_path / "prepared")
+    gamax("data", "prepare", "--dataset", "clean_folder", *folders, *sizes)
+    assert "1 training images in 3 cuts" in capsys.readouterr().out
