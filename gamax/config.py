@@ -16,38 +16,11 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Any, Literal
 
 from gamax.errors import UserError, nearest
 
 Scalar = int | float | str | bool
-
-
-def _scalar(text: str) -> Scalar:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return value if isinstance(value, int | float | bool) else text
-
-
-def _parse_overrides(items: list[str]) -> dict[str, Scalar]:
-    pairs = [item.split("=", 1) for item in items]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("expected KEY=VALUE, for example width=16")
-    return {key: _scalar(value) for key, value in pairs}
-
-
-_KeyValuePairs = PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="KEY=VALUE ...",
-    instance_from_str=_parse_overrides,
-    is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +29,7 @@ class ModelConfig:
 
     name: str = "gama_ir_tiny"
     """A named variant; `gamax models` lists them."""
-    overrides: Annotated[dict[str, Scalar], _KeyValuePairs] = field(default_factory=dict)
+    overrides: dict[str, Scalar] = field(default_factory=dict)
     """Fields of the network to change from the variant, for example `width=24 mixer=sca`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters stay float32."""
@@ -261,16 +234,20 @@ def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
     else:
         path, *arguments = arguments
         experiment = load(path)
-    flags = _flags(Experiment)
+    # Here, so that the training step can be used where tyro is not installed.
+    import tyro
+
+    flags = _flags(experiment)
     for argument in arguments:
         name = argument.removeprefix("--").split("=")[0].replace("-", "_")
-        if argument.startswith("--") and name not in (*flags, "help") and "degradation" not in name:
+        if argument.startswith("--") and name not in (*flags, "help"):
             raise UserError(f"unknown configuration field {nearest(name, flags)}")
     experiment = tyro.cli(
         Experiment,
         default=experiment,
         args=arguments,
         prog=f"{prog} {path}",
+        registry=_registry(),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     check(experiment)
@@ -278,13 +255,48 @@ def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
     return experiment, Path(path).parent.name if stem == "config" else stem
 
 
-def _flags(cls: type, path: str = "") -> list[str]:
+def _registry() -> Any:
+    """Teaches tyro to read `width=16 mixer=sca` as a dictionary."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def key_value_pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if typing.get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE ...",
+            instance_from_str=_parse_overrides,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+        )
+
+    return registry
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, int | float | bool) else text
+
+
+def _parse_overrides(items: list[str]) -> dict[str, Scalar]:
+    pairs = [item.split("=", 1) for item in items]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("expected KEY=VALUE, for example width=16")
+    return {key: _scalar(value) for key, value in pairs}
+
+
+def _flags(group: Any, path: str = "") -> list[str]:
+    """The dotted names of all fields of an experiment."""
     names = []
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            names += _flags(typing.cast(type, hint), _dotted(path, name))
-        else:
-            names.append(_dotted(path, name))
+    for item in dataclasses.fields(group):
+        value, name = getattr(group, item.name), _dotted(path, item.name)
+        names += _flags(value, name) if dataclasses.is_dataclass(value) else [name]
     return names
 
 

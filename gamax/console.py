@@ -50,7 +50,10 @@ def progress_bar(
             ):
                 last_line, reported = now, done
                 to_go = f"{(total - done) / per_second:.0f} s to go" if per_second else ""
-                print(f"{description} {done / total:.0%} of {total}  {rate}  {note}  {to_go}".rstrip(), flush=True)
+                print(
+                    f"{description} {int(done)}/{total} ({done / total:.0%})  {rate}  {note}  {to_go}".rstrip(),
+                    flush=True,
+                )
 
         yield update
 

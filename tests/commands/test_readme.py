@@ -1,0 +1,57 @@
+"""The README's examples run as written, after a quick start made tiny."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if not line.startswith("python3 -m venv")]
+
+
+def test_the_readme_has_its_examples():
+    assert len(blocks("python")) == 2
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_example(code, tiny_workspace, monkeypatch, capsys):
+    monkeypatch.chdir(tiny_workspace)
+    namespace: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert "restored" in namespace
+    if "print(" in code:
+        assert re.fullmatch(r"20\.\d\d -> \d\d\.\d\d dB\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tiny_workspace, prepared_dir):
+    program, *arguments = shlex.split(command)
+    start = {".venv/bin/gamax": ["-m", "gamax.cli"], ".venv/bin/python": []}[program]
+    scripts = [str(ROOT / item) if item.endswith(".py") else item for item in arguments]
+    environment = {**os.environ, "TFDS_DATA_DIR": str(prepared_dir)}
+    finished = subprocess.run(
+        [sys.executable, *start, *scripts],
+        cwd=tiny_workspace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_named_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
