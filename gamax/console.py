@@ -65,7 +65,8 @@ def say(text: str) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     """Prints rows under the named columns; the first column is text, the others are aligned to the right."""
-    table = Table(title=title, title_justify="left")
+    say(title)
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:

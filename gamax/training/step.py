@@ -38,7 +38,7 @@ def make_train_step(
             return loss_function(restored, targets)
 
         loss, grads = jax.value_and_grad(loss_of)(state.params)
-        gradient_norm = optax.global_norm(grads)
+        gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(gradient_norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
