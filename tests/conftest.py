@@ -1,0 +1,72 @@
+"""Set-up of every test: eight CPU devices, exact float32 products, run-time checks of the annotations of gamax."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before JAX is imported. The environment, unlike jax.config, also reaches the programs that tests start.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "gamax-test-compilation-cache"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# For `import oracles`, which importlib's import mode does not find.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+# Every shape and type annotation is checked at every call, except where tests pass on purpose what it forbids: the data
+# package (stand-ins for sequences and arrays), the configuration and the metrics (which have errors of their own for
+# values of the wrong type and shape). The hook imports the checker by its name; this one takes an int for a float, as
+# PEP 484 does.
+checker = types.ModuleType("gamax_test_checker")
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules[checker.__name__] = checker
+CHECKED = ("blocks", "models", "training", "benchmark", "interop", "cli", "errors", "console")
+EVALUATION = ("evaluate", "pictures", "protocols", "restore_files", "restorer")
+modules = [f"gamax.{name}" for name in CHECKED] + [f"gamax.evaluation.{name}" for name in EVALUATION]
+install_import_hook(modules, f"{checker.__name__}.check")
+
+# tensorflow_datasets reads absl flags, which nobody parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder with reference fixtures and data that is kept outside the repository."""
+    default = Path(__file__).parents[1] / ".." / "shared"
+    folder = Path(os.environ.get("GAMAX_SHARED", default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"the reference fixtures are not at '{folder}'; set GAMAX_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_params() -> Callable[..., Any]:
+    """Makes parameters for a module and an input shape in which nothing is zero; compiles nothing."""
+
+    def draw(module: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Any:
+        rng = np.random.default_rng(seed)
+        abstract = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))["params"]
+
+        def values(path: Any, leaf: Any) -> jax.Array:
+            mean = 0.5 if path[-1].key.endswith("scale") else 0
+            return jnp.asarray(rng.normal(mean, 0.3, leaf.shape), leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(values, abstract)
+
+    return draw

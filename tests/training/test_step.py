@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gamax.blocks import Conv
+from gamax.config import DataConfig, GaussianNoise, OptimizerConfig, TrainingConfig
+from gamax.training.optimizer import make_optimizer
+from gamax.training.state import TrainState, create_state
+from gamax.training.step import make_train_step
+
+# The step does not care which network it trains; this one compiles fast.
+MODEL = Conv(3, 3)
+OPTIMIZER = make_optimizer(OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0), 100)
+NOISY = DataConfig(patch_size=8, augment=True, degradation=GaussianNoise((10.0, 30.0)))
+PAIRED = DataConfig(dataset="paired_folder", source="pairs", patch_size=8, augment=False)
+
+
+@cache
+def train_step(data: DataConfig = NOISY, ema_decay: float | None = 0.9) -> Any:
+    return jax.jit(make_train_step(MODEL, OPTIMIZER, data, TrainingConfig(loss="mse", ema_decay=ema_decay)))
+
+
+def batch(*names: str) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)) for name in names or ("target",)}
+
+
+@pytest.fixture(scope="module")
+def state(random_params) -> TrainState:
+    fresh = create_state(MODEL, OPTIMIZER, seed=0, patch_size=8, ema=True)
+    params = random_params(MODEL, (1, 8, 8, 3))
+    return fresh.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf + 1, params))
+
+
+def assert_equal(actual: Any, desired: Any) -> None:
+    def values(leaf: jax.Array) -> jax.Array:
+        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(values(a), values(b)), actual, desired)
+
+
+def differs(first: Any, second: Any) -> bool:
+    return any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), first, second)))
+
+
+def test_the_loss_is_that_of_the_network_on_the_pairs_before_the_update(state):
+    images = batch("input", "target")
+    _, metrics = train_step(PAIRED)(state, images)
+    inputs, targets = (np.asarray(images[name], np.float32) / 255 for name in ("input", "target"))
+    restored = jax.jit(MODEL.apply)({"params": state.params}, jnp.asarray(inputs))
+    assert float(metrics["loss"]) == pytest.approx(
+        np.square(np.asarray(restored, np.float64) - targets).mean(), rel=1e-5
+    )
+
+
+def test_the_update_follows_the_gradient(state):
+    images = batch("input", "target")
+    inputs, targets = (jnp.asarray(images[name], jnp.float32) / 255 for name in ("input", "target"))
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.square(MODEL.apply({"params": params}, inputs) - targets).mean()
+
+    gradient = jax.jit(jax.grad(loss))(state.params)
+    norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradient)))
+    result, metrics = train_step(PAIRED)(state, images)
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
+    updates, _ = OPTIMIZER.update(gradient, state.opt_state, state.params)
+    # The first step of Adam is the sign of the gradient times 1e-2 for all but the smallest elements.
+    jax.tree.map(
+        lambda new, old, update: np.testing.assert_allclose(new - old, update, atol=1e-5),
+        result.params,
+        state.params,
+        updates,
+    )
+
+
+def test_the_loss_falls_on_a_fixed_batch():
+    state, images = create_state(MODEL, OPTIMIZER, seed=0, patch_size=8, ema=True), batch("input", "target")
+    losses = []
+    for _ in range(20):
+        state, metrics = train_step(PAIRED)(state, images)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(state.step) == 20
+
+
+def test_the_moving_average_follows_the_updated_parameters(state):
+    result, _ = train_step()(state, batch())
+    expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, state.ema_params, result.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), result.ema_params, expected)
+
+
+def test_without_a_moving_average_there_is_none():
+    state = create_state(MODEL, OPTIMIZER, seed=0, patch_size=8, ema=False)
+    assert state.ema_params is None
+    assert train_step(ema_decay=None)(state, batch())[0].ema_params is None
+
+
+@pytest.mark.parametrize("poison", [1e30, np.nan], ids=["overflow", "nan"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(poison, state):
+    params = {**state.params, "bias": jnp.array([0, poison, 0], jnp.float32)}
+    broken = state.replace(params=params, skipped=jnp.int32(4))
+    result, metrics = train_step()(broken, batch())
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert_equal(result, broken.replace(step=jnp.int32(1), skipped=jnp.int32(5)))
+    assert int(metrics["skipped"]) == 5
+
+
+def test_a_finite_update_ends_the_count(state):
+    result, metrics = train_step()(state.replace(skipped=jnp.int32(4)), batch())
+    assert (int(result.skipped), int(metrics["skipped"]), int(result.step)) == (0, 0, 1)
+    assert differs(result.params, state.params)
+
+
+def test_a_step_is_a_pure_function_of_state_and_batch(state):
+    assert_equal(train_step()(state, batch()), train_step()(state, batch()))
+
+
+def test_noise_and_augmentation_differ_from_step_to_step_and_from_seed_to_seed(state):
+    first, later, other = (
+        train_step()(changed, batch())[1]["loss"]
+        for changed in (state, state.replace(step=jnp.int32(1)), state.replace(key=jax.random.key(5)))
+    )
+    assert len({float(first), float(later), float(other)}) == 3
+
+
+def test_the_seed_decides_the_state_before_the_first_step():
+    first, again, other = (create_state(MODEL, OPTIMIZER, seed, patch_size=8, ema=True) for seed in (0, 0, 1))
+    assert_equal(first, again)
+    assert_equal(first.params, first.ema_params)
+    assert differs(first.params, other.params)
+    assert (int(first.step), int(first.skipped)) == (0, 0)
+
+
+def test_the_state_before_the_first_step_has_the_parameters_of_the_networks_own_initialisation():
+    key, _ = jax.random.split(jax.random.key(3))
+    expected = jax.jit(MODEL.init)(key, jnp.zeros((1, 8, 8, 3)))["params"]
+    state = create_state(MODEL, OPTIMIZER, seed=3, patch_size=8, ema=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, expected)
