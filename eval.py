@@ -14,10 +14,11 @@ import tyro
 from gamax.console import print_table, progress_bar, say
 from gamax.data.datasets import folder_examples
 from gamax.errors import UserError, exit_on_user_error
-from gamax.evaluation.evaluate import TABLE_COLUMNS, evaluate
+from gamax.evaluation.evaluate import TABLE_COLUMNS, check_examples, evaluate
 from gamax.evaluation.pictures import save_comparison
 from gamax.evaluation.protocols import PROTOCOLS, find_protocol
 from gamax.evaluation.restorer import Restorer
+from gamax.files import check_writable, write_json
 from gamax.interop.weights import find_weights, load_weights, sha256
 from gamax.training import run_folder
 
@@ -33,7 +34,7 @@ class Arguments:
     data: Path
     """Folder of clean images, or with `input/` and `target/`."""
     output: Path | None = None
-    """The JSON file to write; the default is `evaluations/PROTOCOL-DATA.json` beside the weights."""
+    """The JSON file to write; the default is beside the weights, `evaluations/PROTOCOL-DATA[-tileN].json`."""
     tile: int | None = None
     """Restore in tiles of this many pixels a side; the default is whole images."""
 
@@ -41,16 +42,14 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Checks everything, scores every image, prints a table, writes JSON and a picture of the worst."""
     protocol = find_protocol(arguments.protocol)
-    examples = folder_examples(arguments.data, protocol.paired)
     restorer = Restorer(*load_weights(arguments.weights), tile=arguments.tile)
     weights = find_weights(arguments.weights)
-    output = (
-        arguments.output or weights.parent / "evaluations" / f"{protocol.name}-{arguments.data.resolve().name}.json"
-    )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to '{output.parent}' ({error.strerror}); choose another --output") from error
+    output = arguments.output or weights.parent / "evaluations" / _name(protocol.name, arguments.data, arguments.tile)
+    if output.suffix != ".json" or output.is_dir():
+        raise UserError(f"--output must be a JSON file, not '{output}'")
+    check_writable(output.parent)
+    examples = folder_examples(arguments.data, protocol.paired)
+    check_examples(examples, protocol, restorer.model, restorer.params)
 
     started = time.monotonic()
     with progress_bar(f"evaluating {protocol.name}", len(examples), "images") as update:
@@ -60,16 +59,23 @@ def main(arguments: Arguments) -> None:
         "data": str(arguments.data),
         "weights": str(weights),
         "weights_sha256": sha256(weights),
-        "inference": {"tile": restorer.tile, "overlap": restorer.overlap if restorer.tile else None},
-        "compilations": restorer.compilations,
+        "shapes_compiled": len(restorer.shapes),
         "seconds": time.monotonic() - started,
         "versions": run_folder.versions(),
+        "environment": run_folder.environment(),
     }
-    run_folder.write_json(output, record)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, record)
     picture = output.with_suffix(".png")
     save_comparison(picture, evaluation.worst)
     print_table(f"{arguments.weights} under {protocol.name}", TABLE_COLUMNS, evaluation.table())
     say(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
+
+
+def _name(protocol: str, data: Path, tile: int | None) -> str:
+    # With the parent folder, as test sets are often just called `test`.
+    parts = (protocol, *data.resolve().parts[-2:], *([f"tile{tile}"] if tile else []))
+    return "-".join(part.strip("/") for part in parts if part.strip("/")) + ".json"
 
 
 if __name__ == "__main__":

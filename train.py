@@ -6,6 +6,7 @@ The same command resumes a run that was interrupted, and prints the result of on
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from gamax import config
 from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare
 from gamax.errors import UserError, exit_on_user_error
-from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, evaluate
+from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
 from gamax.evaluation.pictures import save_comparison
 from gamax.evaluation.protocols import find_protocol
 from gamax.evaluation.restorer import Restorer
+from gamax.files import write_json
 from gamax.interop.weights import WEIGHTS_NAME, save_weights
 from gamax.models import abstract_params, count_parameters, create_model
 from gamax.training import run_folder, sharding
+from gamax.training.checkpoints import Checkpoints
 from gamax.training.loop import train
 
 
@@ -32,24 +35,22 @@ def main(arguments: list[str]) -> None:
     run_dir = Path(experiment.logging.run_dir or f"runs/{name}")
 
     # Whatever can be wrong is found here, before anything is written to the run folder.
-    model_config, evaluation = experiment.model, experiment.evaluation
-    model = create_model(model_config.name, **model_config.overrides, dtype=jnp.dtype(model_config.dtype))
-    protocol = find_protocol(evaluation.protocol)
+    chosen = experiment.model
+    model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
+    abstract = abstract_params(model, experiment.data.patch_size)
+    protocol = find_protocol(experiment.evaluation.protocol)
     mesh = sharding.make_mesh(experiment.training.mesh)
     sharding.check_batch(mesh, experiment.training.batch_size, experiment.data.patch_size)
     run_folder.check_run(run_dir, experiment)
-    test = folder_examples(evaluation.data, protocol.paired) if evaluation.data else None
+    evaluation_data = experiment.evaluation.data
+    examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
     dataset = prepare(experiment.data)
-    examples = test or dataset.test
+    examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
-    if protocol.paired and "input" not in examples[0]:
-        raise UserError(
-            f"evaluation.protocol {protocol.name} needs pairs, but the images to evaluate on have no inputs"
-        )
-    run_folder.open_run(run_dir, experiment)
+    check_examples(examples, protocol, model, abstract)
 
-    say(f"{model_config.name}: {count_parameters(abstract_params(model)):,} parameters")
+    say(f"{chosen.name}: {count_parameters(abstract):,} parameters")
     say(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
     say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
 
@@ -60,19 +61,21 @@ def main(arguments: list[str]) -> None:
         scores = score(params)
         return {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
 
-    params, seconds = train(experiment, model, dataset, mesh, run_dir, validate)
-    weights_sha256 = save_weights(run_dir / WEIGHTS_NAME, params, model_config.name, model_config.overrides)
+    with run_folder.open_run(run_dir, experiment):
+        with closing(Checkpoints(run_dir / "checkpoints", experiment.training.checkpoints_kept)) as checkpoints:
+            params, seconds = train(experiment, model, dataset, mesh, run_dir, checkpoints, validate)
+        weights_sha256 = save_weights(run_dir / WEIGHTS_NAME, params, chosen.name, chosen.overrides, dtype=chosen.dtype)
 
-    scores = score(params)
-    save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
-    result = {
-        **scores.record(),
-        "steps": experiment.training.steps,
-        "seconds": seconds,
-        "weights_sha256": weights_sha256,
-        "versions": run_folder.versions(),
-    }
-    run_folder.write_json(run_dir / "result.json", result)
+        scores = score(params)
+        save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
+        result = {
+            **scores.record(),
+            "steps": experiment.training.steps,
+            "seconds": seconds,
+            "weights_sha256": weights_sha256,
+            "versions": run_folder.versions(),
+        }
+        write_json(run_dir / "result.json", result)
     print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
     say(f"trained in {seconds:.0f} s; wrote {WEIGHTS_NAME}, result.json and samples/{protocol.name}.png there")
 

@@ -76,9 +76,9 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Highest learning rate."""
     final_learning_rate: float = 1e-7
-    """Learning rate at the last step."""
+    """Learning rate that the cosine ends with, one step after the last."""
     warmup_steps: int = 0
-    """Steps of linear warm-up from zero."""
+    """Steps of linear warm-up, the first with `learning_rate / warmup_steps`."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.9
@@ -212,12 +212,16 @@ def load(path: str | Path) -> Experiment:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
             raise
-        groups = (Experiment, ModelConfig, DataConfig, GaussianNoise, OptimizerConfig, TrainingConfig)
-        names = {field.name for cls in (*groups, EvaluationConfig, LoggingConfig) for field in dataclasses.fields(cls)}
+        names = {
+            part
+            for name in _flags(Experiment(data=DataConfig(degradation=GaussianNoise())))
+            for part in name.split(".")
+        }
         raise UserError(f"{path}: unknown configuration field {nearest(unknown[1], names)}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"'{path}' does not define `experiment = Experiment(...)`")
-    return experiment
+    # Python does not check the types of fields; this does.
+    return from_dict(dataclasses.asdict(experiment))
 
 
 def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
@@ -302,35 +306,55 @@ def _flags(group: Any, path: str = "") -> list[str]:
 
 def check(experiment: Experiment) -> None:
     """Raises `UserError` for values that no run can have. Needs neither devices nor data."""
-    data, optimizer, training = experiment.data, experiment.optimizer, experiment.training
-    rules = {
-        "optimizer.learning_rate": (optimizer.learning_rate > 0, "be above 0"),
-        "optimizer.final_learning_rate": (
-            0 <= optimizer.final_learning_rate <= optimizer.learning_rate,
-            "be from 0 to optimizer.learning_rate",
-        ),
-        "optimizer.warmup_steps": (0 <= optimizer.warmup_steps < training.steps, "be from 0 to below training.steps"),
-        "optimizer.beta1": (0 <= optimizer.beta1 < 1, "be from 0 to below 1"),
-        "optimizer.beta2": (0 <= optimizer.beta2 < 1, "be from 0 to below 1"),
-        "optimizer.weight_decay": (optimizer.weight_decay >= 0, "not be negative"),
-        "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
-        "training.steps": (training.steps >= 1, "be at least 1"),
-        "training.batch_size": (training.batch_size >= 1, "be at least 1"),
-        "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
-        "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),
-        "training.checkpoints_kept": (training.checkpoints_kept >= 1, "be at least 1"),
-        "training.max_skipped_steps": (training.max_skipped_steps >= 1, "be at least 1"),
-        "data.patch_size": (1 <= data.patch_size <= data.cut_size, "be from 1 to data.cut_size"),
-        "data.cut_stride": (1 <= data.cut_stride <= data.cut_size, "be from 1 to data.cut_size"),
-        "data.loader_threads": (data.loader_threads >= 1, "be at least 1"),
-        "evaluation.every": (experiment.evaluation.every >= 0, "not be negative"),
-        "logging.every": (experiment.logging.every >= 1, "be at least 1"),
-    }
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            group, attribute = name.split(".")
-            value = getattr(getattr(experiment, group), attribute)
-            raise UserError(f"configuration field '{name}' must {rule}, not {value}")
+    check_data(experiment.data)
+    data = experiment.data
+    if (data.degradation is None) != (data.dataset == "paired_folder"):
+        remedy = (
+            "takes none: remove data.degradation"
+            if data.degradation
+            else "needs one: set data.degradation=GaussianNoise() in the configuration file"
+        )
+        raise UserError(f"data.dataset {data.dataset} {remedy}")
+    optimizer, training = experiment.optimizer, experiment.training
+    if "dtype" in experiment.model.overrides or "param_dtype" in experiment.model.overrides:
+        raise UserError("the precision of the network is set by model.dtype, not in model.overrides")
+    _check_rules(
+        experiment,
+        {
+            "optimizer.learning_rate": (optimizer.learning_rate > 0, "be above 0"),
+            "optimizer.final_learning_rate": (
+                0 <= optimizer.final_learning_rate <= optimizer.learning_rate,
+                "be from 0 to optimizer.learning_rate",
+            ),
+            "optimizer.warmup_steps": (0 <= optimizer.warmup_steps < training.steps, "be from 0 to below the steps"),
+            "optimizer.beta1": (0 <= optimizer.beta1 < 1, "be from 0 to below 1"),
+            "optimizer.beta2": (0 <= optimizer.beta2 < 1, "be from 0 to below 1"),
+            "optimizer.weight_decay": (optimizer.weight_decay >= 0, "not be negative"),
+            "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
+            "training.steps": (training.steps >= 1, "be at least 1"),
+            "training.batch_size": (training.batch_size >= 1, "be at least 1"),
+            "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
+            "training.seed": (training.seed >= 0, "not be negative"),
+            "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),
+            "training.checkpoints_kept": (training.checkpoints_kept >= 1, "be at least 1"),
+            "training.max_skipped_steps": (training.max_skipped_steps >= 1, "be at least 1"),
+            "evaluation.every": (experiment.evaluation.every >= 0, "not be negative"),
+            "logging.every": (experiment.logging.every >= 1, "be at least 1"),
+        },
+    )
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises `UserError` for values that no dataset can have. Does not look at the disk."""
+    _check_rules(
+        Experiment(data=data),
+        {
+            "data.cut_size": (data.cut_size >= 1, "be at least 1"),
+            "data.cut_stride": (1 <= data.cut_stride <= data.cut_size, "be from 1 to data.cut_size"),
+            "data.patch_size": (1 <= data.patch_size <= data.cut_size, "be from 1 to data.cut_size"),
+            "data.loader_threads": (data.loader_threads >= 1, "be at least 1"),
+        },
+    )
     if data.degradation is not None and not 0 <= data.degradation.sigma[0] <= data.degradation.sigma[1]:
         raise UserError(
             f"configuration field 'data.degradation.sigma' must be two ascending values, not {data.degradation.sigma}"
@@ -340,10 +364,11 @@ def check(experiment: Experiment) -> None:
             raise UserError("data.source needs data.dataset clean_folder or paired_folder; sample_photographs has none")
     elif data.source is None:
         raise UserError(f"data.dataset {data.dataset} needs a folder: set data.source")
-    if (data.degradation is None) != (data.dataset == "paired_folder"):
-        remedy = (
-            "takes none: remove data.degradation"
-            if data.degradation
-            else "needs one: set data.degradation=GaussianNoise() in the configuration file"
-        )
-        raise UserError(f"data.dataset {data.dataset} {remedy}")
+
+
+def _check_rules(experiment: Experiment, rules: Mapping[str, tuple[bool, str]]) -> None:
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            group, attribute = name.split(".")
+            value = getattr(getattr(experiment, group), attribute)
+            raise UserError(f"configuration field '{name}' must {rule}, not {value}")

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 
 USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
 
 
 class UserError(ValueError):
     """Input that the user can correct: one sentence that names the thing and the remedy."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns `name` and the nearest valid name, for error sentences: `'widht' (did you mean 'width'?)`."""
-    valid = sorted(valid)
-    # Dotted names differ most in their last part, so that part decides.
-    matches = get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"'{name}' (did you mean '{matches[0]}'?)" if matches else f"'{name}' (valid: {', '.join(valid)})"
+def nearest(name: str, valid: Collection[str]) -> str:
+    """Returns `name` and the nearest valid name, for error sentences: `'widht' (did you mean 'width'?)`.
+
+    For dotted names the last part counts most: `batch_size` and `data.batch_size` find `training.batch_size`. Initials
+    count too: `lr` finds `learning_rate`.
+    """
+    by_last = {candidate.rpartition(".")[2]: candidate for candidate in sorted(valid, reverse=True)}
+    last = name.rpartition(".")[2]
+    initials = {"".join(word[:1] for word in part.split("_")): part for part in by_last if "_" in part}
+    found = [last] if last in by_last else [initials[last]] if last in initials else []
+    found = found or get_close_matches(last, by_last, n=1, cutoff=0.6)
+    if found:
+        # Where several fields share their last part, the one in the named group.
+        same = [candidate for candidate in valid if candidate.rpartition(".")[2] == found[0]]
+        return f"'{name}' (did you mean '{get_close_matches(name, same, n=1, cutoff=0)[0]}'?)"
+    return f"'{name}' (valid: {', '.join(sorted(valid))})"
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into its sentence on stderr and exit code 2, without a traceback."""
+    """Turns a `UserError` into its sentence on stderr and exit code 2, and Ctrl-C into exit code 130."""
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT_CODE)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import Conv
+from gamax.errors import UserError
 
 
 def _global_mean(x: Array) -> Array:
@@ -61,12 +62,12 @@ class NonLocal(nn.Module):
         """Adds to every pixel the mean of all pixels, weighted by similarity.
 
         Raises:
-            ValueError: if the input has more than `max_pixels` pixels.
+            UserError: if the input has more than `max_pixels` pixels.
 
         """
         batch, height, width, channels = x.shape
         if height * width > self.max_pixels:
-            raise ValueError(
+            raise UserError(
                 f"NonLocal on {height}x{width} pixels needs a {height * width} x {height * width} matrix an image; "
                 f"raise max_pixels (now {self.max_pixels}) if that fits in memory"
             )
@@ -75,7 +76,7 @@ class NonLocal(nn.Module):
             Conv(channels // 2, 1, name=name, **dtypes)(x).reshape(batch, height * width, -1)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32)
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
         attention = jax.nn.softmax(logits).astype(value.dtype)
         attended = jnp.einsum("bqk,bkc->bqc", attention, value).reshape(batch, height, width, -1)
         return x + Conv(channels, 1, initializer=nn.initializers.zeros, name="projection", **dtypes)(attended)

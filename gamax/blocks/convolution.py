@@ -21,7 +21,10 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 c"]) -> Float[Array, "b h w c"]:
-    """Cross-correlates every channel with its own odd-sized filter, zeros outside the image."""
+    """Cross-correlates every channel with its own odd-sized filter, zeros outside the image.
+
+    Differentiable in reverse mode only.
+    """
     return lax.platform_dependent(images, kernel, cpu=_shift_and_add, default=conv)
 
 
@@ -47,8 +50,10 @@ def _taps(images: Array, kernel_shape: tuple[int, ...]) -> list[tuple[int, int, 
 
 
 def _shift_and_add(images: Array, kernel: Array) -> Array:
-    terms = [shifted * kernel[row, column, 0] for row, column, shifted in _taps(images, kernel.shape)]
-    return sum(terms[1:], start=terms[0])
+    # Summed in float32 and rounded once, as `lax.conv` does for lower precisions.
+    wide = kernel.astype(jnp.float32)
+    terms = [shifted * wide[row, column, 0] for row, column, shifted in _taps(images, kernel.shape)]
+    return sum(terms[1:], start=terms[0]).astype(images.dtype)
 
 
 def _depthwise_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -62,7 +67,7 @@ def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
         grad_images = _shift_and_add(grad, kernel[::-1, ::-1])
         # One reduction with an output per tap reads the images once; over the width alone it is vectorised and
         # sums pairwise enough to keep digits. A sum per tap takes ten times as long.
-        products = tuple((shifted * grad).astype(jnp.float32) for _, _, shifted in _taps(images, kernel.shape))
+        products = tuple(shifted.astype(jnp.float32) * grad for _, _, shifted in _taps(images, kernel.shape))
         zeros = (jnp.zeros((), jnp.float32),) * len(products)
         over_width = lax.reduce(products, zeros, lambda a, b: tuple(map(lax.add, a, b)), (2,))
         grad_kernel = jnp.stack(over_width).sum((1, 2)).reshape(kernel.shape)

@@ -32,10 +32,10 @@ class GAMA(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Maps features to features of the same shape; the means are taken in float32."""
         size = self.kernel_size
-        result = x
+        result = x = x.astype(self.dtype or x.dtype)
         for name, axis in (("channel", 3), ("height", 1), ("width", 2)):
             kernel = self.param(f"{name}_kernel", torch_uniform(size * size), (size, size), self.param_dtype)
-            mean = x.mean(axis, dtype=jnp.float32).astype(self.dtype or x.dtype)
+            mean = x.mean(axis, dtype=jnp.float32).astype(x.dtype)
             # Not by shifting and adding: XLA would fuse the taps into the sum below and compute the filter again
             # for every element along `axis`.
             filtered = conv(mean[..., None], kernel[:, :, None, None].astype(mean.dtype))[..., 0]

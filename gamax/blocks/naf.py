@@ -42,6 +42,7 @@ class NAFBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Maps features to features of the same shape."""
         channels = x.shape[-1]
+        x = x.astype(self.dtype or x.dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         y = LayerNorm(name="spatial_norm", **dtypes)(x)

@@ -22,6 +22,7 @@ from gamax.data.examples import (
 )
 from gamax.data.images import describe_unpaired, match_images
 from gamax.errors import UserError
+from gamax.files import lock
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -104,30 +105,18 @@ def _check_size(image: str, side: int, patch_size: int) -> None:
 def _write(builder: tfds.core.GeneratorBasedBuilder) -> None:
     directory = Path(builder.data_path)
     try:
-        with _lock(directory.parent):
+        with lock(directory.parent, wait=True):
             # Only a killed process leaves these: the lock shows that nobody is writing them.
             for incomplete in directory.parent.glob("incomplete.*"):
                 shutil.rmtree(incomplete)
             # Another process may have prepared the set while this one waited.
             if not directory.exists():
-                # The default, TFRecord, needs TensorFlow.
-                builder.download_and_prepare(file_format="array_record")
+                builder.download_and_prepare()
     except OSError as error:
         raise UserError(
             f"cannot write the prepared dataset to '{directory.parent}' ({error.strerror or error}); "
             "set data.prepared_dir to a folder that has room"
         ) from error
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Lets one process of this machine at a time into `directory`; the system lifts the lock of a process that dies."""
-    import fcntl
-
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from gamax.errors import UserError
+from gamax.files import replace_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 """File names that count as images, whatever the case of their letters."""
@@ -93,6 +92,17 @@ def encode_image(image: np.ndarray, suffix: str) -> bytes:
     return cv2.imencode(suffix, image)[1].tobytes()
 
 
+def check_format(path: str | Path, image: np.ndarray) -> None:
+    """Raises `UserError` when the format that the suffix of `path` names cannot be written or cannot hold the image."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _WRITABLE:
+        raise UserError(f"cannot write '{path}': choose one of {', '.join(_WRITABLE)}")
+    if image.dtype == np.uint16 and suffix not in _WRITABLE_16_BIT:
+        raise UserError(f"cannot write 16 bits a channel to '{path}': choose one of {', '.join(_WRITABLE_16_BIT)}")
+    if image.shape[-1] == 4 and suffix not in _WRITABLE_ALPHA:
+        raise UserError(f"cannot write an alpha channel to '{path}': choose one of {', '.join(_WRITABLE_ALPHA)}")
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Writes a uint8 or uint16 image `[H, W, C]`, C in {1, 3, 4}, in the format that the suffix of `path` names.
 
@@ -100,33 +110,11 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _WRITABLE:
-        raise UserError(f"cannot write '{path}': choose one of {', '.join(_WRITABLE)}")
-    if image.dtype == np.uint16 and suffix not in _WRITABLE_16_BIT:
-        raise UserError(f"cannot write 16 bits a channel to '{path}': choose one of {', '.join(_WRITABLE_16_BIT)}")
-    if image.shape[-1] == 4 and suffix not in _WRITABLE_ALPHA:
-        raise UserError(f"cannot write an alpha channel to '{path}': choose one of {', '.join(_WRITABLE_ALPHA)}")
-    data = encode_image(image, suffix)
+    check_format(path, image)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=suffix, delete=False) as file:
-            try:
-                file.write(data)
-                file.close()
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        replace_atomically(path, encode_image(image, path.suffix.lower()))
     except OSError as error:
         raise UserError(f"cannot write to folder '{path.parent}' ({error.strerror})") from error
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def list_images(folder: str | Path) -> list[Path]:

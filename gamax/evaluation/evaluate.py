@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gamax.data.examples import Example
 from gamax.errors import UserError
 from gamax.evaluation.metrics import psnr, ssim_valid
 from gamax.evaluation.pictures import Comparison
 from gamax.evaluation.protocols import Protocol, protocol_input, to_float, to_uint8
 from gamax.evaluation.restorer import Restorer
 
-Example = Mapping[str, Any]
-"""`name`, `target` and, for paired data, `input`: integer images `[H, W, C]`."""
+SMALLEST_SIDE = 11
+"""Pixels that SSIM needs: its window."""
 
 METRICS = ("psnr_input", "psnr", "ssim")
 TABLE_COLUMNS = ("image", "input PSNR", "PSNR", "SSIM")
@@ -30,6 +38,8 @@ class Evaluation:
     """The outcome: means over the images, a row for each, and the images with the lowest PSNR."""
 
     protocol: Protocol
+    inference: dict[str, Any]
+    """The settings of the restorer."""
     rows: list[dict[str, Any]]
     worst: list[Comparison]
 
@@ -42,6 +52,7 @@ class Evaluation:
         return {
             "protocol": self.protocol.name,
             "protocol_details": dataclasses.asdict(self.protocol),
+            "inference": self.inference,
             "images": len(self.rows),
             **{metric: self.mean(metric) for metric in METRICS},
             "per_image": self.rows,
@@ -84,24 +95,53 @@ def evaluate(
         rows.append(row)
         worst = sorted([*worst, comparison], key=lambda item: item.psnr_restored)[:PICTURED]
         progress(done)
-    return Evaluation(protocol, rows, worst)
+    return Evaluation(protocol, restorer.settings(), rows, worst)
+
+
+def check_examples(examples: Sequence[Example], protocol: Protocol, model: nn.Module, params: Any) -> None:
+    """Reads every example once and tries the network on the shape of the largest, before any long work.
+
+    Args:
+        examples: a sequence that loads each image when it is asked for.
+        protocol: the rules; if it is paired, the examples must have an `input`.
+        model: the network.
+        params: its parameters, or their shapes; nothing is computed.
+
+    Raises:
+        UserError: if there is no example, one cannot be read or is too small, or the data does not fit the protocol.
+    """
+    if not examples:
+        raise UserError("there is no image to evaluate on")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shapes = list(pool.map(partial(_check_example, examples, protocol), range(len(examples))))
+    largest = jax.ShapeDtypeStruct((1, *max(shapes, key=math.prod)), jnp.float32)
+    jax.eval_shape(model.apply, {"params": params}, largest)
+
+
+def _check_example(examples: Sequence[Example], protocol: Protocol, index: int) -> tuple[int, ...]:
+    example = examples[index]
+    name, shape = example["name"], example["target"].shape
+    if protocol.paired:
+        if "input" not in example:
+            raise UserError(f"protocol {protocol.name} needs pairs (input/ and target/), but '{name}' has no input")
+        if example["input"].shape != shape:
+            raise UserError(f"input and target of '{name}' differ in size: {example['input'].shape} and {shape}")
+    if min(shape[:2]) < SMALLEST_SIDE:
+        raise UserError(
+            f"'{name}' has {shape[1]}x{shape[0]} pixels; SSIM needs at least {SMALLEST_SIDE} a side, so remove it"
+        )
+    return shape
 
 
 def _score(restorer: Restorer, example: Example, protocol: Protocol) -> tuple[dict[str, Any], Comparison]:
-    name, target = example["name"], example["target"]
-    if protocol.paired and "input" not in example:
-        raise UserError(f"protocol {protocol.name} needs pairs (folders input/ and target/), but '{name}' has no input")
-    degraded = to_float(example["input"]) if protocol.paired else protocol_input(protocol, target)
-    if min(target.shape[:2]) < 11:
-        raise UserError(f"'{name}' has {target.shape[1]}x{target.shape[0]} pixels; SSIM needs at least 11x11")
-
+    target = to_uint8(to_float(example["target"]))
+    degraded = to_float(example["input"]) if protocol.paired else protocol_input(protocol, example["target"])
     restored = to_uint8(restorer(degraded))
-    # The input is scored as the network gets it, unclipped, on the same scale.
     row = {
-        "name": name,
-        "psnr_input": psnr(degraded * np.float64(protocol.peak), to_uint8(to_float(target)), protocol.peak),
-        "psnr": psnr(restored, to_uint8(to_float(target)), protocol.peak),
-        "ssim": ssim_valid(restored, to_uint8(to_float(target)), protocol.peak),
+        "name": example["name"],
+        # The input is scored as the network gets it, unclipped, on the same scale.
+        "psnr_input": psnr(degraded * np.float64(protocol.peak), target, protocol.peak),
+        "psnr": psnr(restored, target, protocol.peak),
+        "ssim": ssim_valid(restored, target, protocol.peak),
     }
-    pictures = (to_uint8(degraded), restored, to_uint8(to_float(target)))
-    return row, Comparison(name, *pictures, row["psnr_input"], row["psnr"])
+    return row, Comparison(example["name"], to_uint8(degraded), restored, target, row["psnr_input"], row["psnr"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from gamax.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,6 @@ def save_comparison(path: Path, rows: Sequence[Comparison], size: int = 256) -> 
             axis.set_xlabel(caption)
             axis.set(xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    replace_atomically(path, content.getvalue())

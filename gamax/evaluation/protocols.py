@@ -13,7 +13,10 @@ from gamax.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images become one number: what the network is given, and how its output is scored."""
+    """How images become one number: what the network is given, and how its output is scored.
+
+    A field with a single allowed value states what `evaluate` does, so that result files say it.
+    """
 
     name: str
     description: str
@@ -26,8 +29,8 @@ class Protocol:
     rounding: Literal["uint8"] = "uint8"
     """The restored image is clamped to [0, 1] and rounded to 8 bits before it is scored."""
     plane: Literal["rgb"] = "rgb"
-    peak: float = 255.0
-    border: int = 0
+    peak: Literal[255] = 255
+    border: Literal[0] = 0
     ssim: Literal["2d-valid"] = "2d-valid"
     """11x11 Gaussian window, each channel alone, border of 5 pixels dropped."""
     averaging: Literal["mean over images"] = "mean over images"

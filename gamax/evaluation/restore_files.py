@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gamax.console import progress_bar, say
-from gamax.data.images import read_image, to_rgb, write_image
+from gamax.data.images import check_format, read_image, to_rgb, write_image
 from gamax.errors import UserError
 from gamax.evaluation.restorer import Restorer
+from gamax.files import check_writable
 from gamax.interop.weights import load_weights
 
 LARGEST_WHOLE = 2**20
-"""Pixels up to which `--tile auto` restores an image whole."""
+"""Pixels up to which `tile="auto"` restores an image whole."""
 AUTO_TILE = 512
 
 
@@ -25,7 +25,7 @@ def restore_files(
     weights: Path,
     *,
     tile: str = "auto",
-    overlap: int = 96,
+    overlap: int | None = None,
     compare_tiling: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -37,46 +37,48 @@ def restore_files(
             beside each source.
         weights: a run folder or a weight file.
         tile: `whole`, `auto`, or pixels a side.
-        overlap: pixels that neighbouring tiles share.
+        overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
         compare_tiling: print the largest difference between the tiled and the whole image.
         overwrite: replace files that exist.
 
     Raises:
         UserError: before anything is written, if the arguments do not fit together or an output exists; at the end, if
             some of several sources could not be restored.
-
     """
+    if not sources:
+        raise UserError("there is no image to restore: name files, folders or patterns")
     targets = _targets(sources, output)
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
         raise UserError(f"'{existing[0]}' exists already; choose another --output or add --overwrite")
-    for source in sources:
-        if not source.is_file():
-            raise UserError(f"no image file '{source}'")
-
+    for folder in {target.parent for target in targets}:
+        check_writable(folder)
+    if tile not in ("auto", "whole") and not tile.isdigit():
+        raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
     model, params = load_weights(weights)
     whole = Restorer(model, params)
-    tiled = None
-    if tile != "whole":
-        if tile != "auto" and not tile.isdigit():
-            raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
-        tiled = Restorer(model, params, tile=AUTO_TILE if tile == "auto" else int(tile), overlap=overlap)
+    tiled = None if tile == "whole" else Restorer(model, params, AUTO_TILE if tile == "auto" else int(tile), overlap)
 
     problems, written = [], []
     with progress_bar("restoring", len(sources), "images") as update:
-        for done, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+
+            def advance(part: float, index: int = index, name: str = source.name) -> None:
+                update(index + part, name)
+
             try:
                 image = read_image(source)
+                check_format(target, image)
                 small = tile == "auto" and image.shape[0] * image.shape[1] <= LARGEST_WHOLE
                 restorer = whole if tiled is None or small else tiled
-                restored = _restore(restorer, image, partial(_advance, update, done - 1, source.name))
-                _make_folder(target.parent)
+                restored = _restore(restorer, image, advance)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 write_image(target, restored)
             except UserError as error:
                 if len(sources) == 1:
-                    raise
+                    raise UserError(f"'{source}' was not restored: {error}") from error
                 problems.append(f"{source}: {error}")
-                update(done, source.name)
+                advance(1.0)
                 continue
             written.append(target)
             if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
@@ -89,18 +91,8 @@ def restore_files(
     return written
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder '{folder}' ({error.strerror}); choose another --output") from error
-
-
-def _advance(update: Callable[..., None], before: int, name: str, part: float) -> None:
-    update(before + part, name)
-
-
 def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
+    """The file to write for every source."""
     if output is None:
         return [source.with_name(f"{source.stem}_restored{source.suffix}") for source in sources]
     if len(sources) == 1 and output.suffix and not output.is_dir():

@@ -17,6 +17,15 @@ from gamax.errors import UserError
 
 Image = Shaped[np.ndarray, "h w c"]
 
+OVERLAP = 96
+"""Default overlap of tiles in pixels; `docs/tiling.md` says what it leaves."""
+
+
+@partial(jax.jit, static_argnums=0)
+def apply_network(model: nn.Module, params: Any, images: Any) -> Any:
+    """The network as one compiled program for each shape of `images` `[B, H, W, C]`, shared by all restorers."""
+    return model.apply({"params": params}, images)
+
 
 @dataclass(frozen=True)
 class Restorer:
@@ -31,20 +40,25 @@ class Restorer:
     params: Any
     tile: int | None = None
     """Side of the square tiles in pixels, a multiple of the network's `size_multiple`; None for whole images."""
-    overlap: int = 96
-    """Pixels that neighbouring tiles share: the outer quarter of it is discarded, the inner half blended."""
-    _apply: Any = field(init=False, repr=False, compare=False)
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share: the outer quarters are discarded, the inner half blended. None means 96, or
+    a quarter of a smaller tile."""
+    shapes: set[tuple[int, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Shapes that the network was given so far: it is compiled once for each."""
 
     def __post_init__(self) -> None:
-        if self.tile is not None:
-            # Then every tile sees the same phase of the network's resampling.
-            multiple = self.model.size_multiple
-            if self.tile % multiple or self.overlap % multiple:
-                raise UserError(f"tile and overlap must be multiples of {multiple}, not {self.tile} and {self.overlap}")
-            if not 0 <= self.overlap <= self.tile // 2:
-                raise UserError(f"overlap must be from 0 to half the tile of {self.tile}, not {self.overlap}")
-        # Compiled once for every shape of tile or image; the parameters are an argument, not constants in the program.
-        object.__setattr__(self, "_apply", jax.jit(lambda params, images: self.model.apply({"params": params}, images)))
+        if self.tile is None:
+            return
+        # Then every tile sees the same phase of the network's resampling.
+        multiple = self.model.size_multiple
+        if self.tile < multiple or self.tile % multiple:
+            raise UserError(f"tile must be a multiple of {multiple}, not {self.tile}")
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", min(OVERLAP, self.tile // 4) // multiple * multiple)
+        elif not 0 <= self.overlap <= self.tile // 2 or self.overlap % multiple:
+            raise UserError(
+                f"overlap must be a multiple of {multiple} from 0 to half the tile of {self.tile}, not {self.overlap}"
+            )
 
     @classmethod
     def from_weights(cls, run_or_file: str | Path, **options: Any) -> Restorer:
@@ -60,11 +74,17 @@ class Restorer:
         `progress` is called with the finished fraction after every tile.
 
         Raises:
-            UserError: if a side is shorter than 2 pixels.
+            UserError: if the image is of another type or shape, or a side is shorter than 2 pixels.
         """
+        floating = np.issubdtype(image.dtype, np.floating)
+        if image.ndim != 3 or not (floating or image.dtype in (np.uint8, np.uint16)):
+            raise UserError(
+                f"an image must be [H, W, C], floats in [0, 1] or 8- or 16-bit integers, not {image.dtype} of shape "
+                f"{list(image.shape)}"
+            )
         if image.size == 0 or min(image.shape[:2]) < 2:
             raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
-        if np.issubdtype(image.dtype, np.floating):
+        if floating:
             return self._restore(image.astype(np.float32), progress)
         white = np.iinfo(image.dtype).max
         restored = self._restore(image.astype(np.float32) / np.float32(white), progress)
@@ -72,51 +92,61 @@ class Restorer:
         restored *= white
         return np.rint(restored, out=restored).astype(image.dtype)
 
-    @property
-    def compilations(self) -> int:
-        """How many shapes have been compiled so far."""
-        return self._apply._cache_size()
+    def settings(self) -> dict[str, Any]:
+        """Everything beyond the weights that the result depends on, for result files."""
+        return {
+            "dtype": np.dtype(self.model.dtype).name,
+            "matmul_precision": jax.config.jax_default_matmul_precision or "backend default",
+            "padding": f"right and bottom to a multiple of {self.model.size_multiple}, reflected",
+            "tile": self.tile,
+            "overlap": self.overlap,
+        }
+
+    def _apply(self, images: np.ndarray) -> jax.Array:
+        self.shapes.add(images.shape)
+        return apply_network(self.model, self.params, images)
 
     def _restore(self, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
-        tile = self.tile
-        if tile is None or max(image.shape[:2]) <= tile:
+        if self.tile is None or max(image.shape[:2]) <= self.tile:
             # A copy, as JAX's arrays share their memory with NumPy read-only.
-            restored = np.array(self._apply(self.params, image[None])[0])
+            restored = np.array(self._apply(image[None])[0])
             progress(1.0)
             return restored
-        return self._restore_tiles(image, tile, progress)
+        return self._restore_tiles(image, self.tile, self.overlap or 0, progress)
 
-    def _restore_tiles(self, image: np.ndarray, tile: int, progress: Callable[[float], object]) -> np.ndarray:
-        padding = [(0, _tiled_length(size, tile, self.model.size_multiple) - size) for size in image.shape[:2]]
-        # The network pads in the same way, so the last tiles see what it would see in the whole image.
-        fits = all(after < size for (_, after), size in zip(padding, image.shape[:2], strict=True))
-        padded = np.pad(image, [*padding, (0, 0)], mode="reflect" if fits else "edge")
-        rows, columns = (_tile_weights(size, tile, self.overlap) for size in padded.shape[:2])
+    def _restore_tiles(
+        self, image: np.ndarray, tile: int, overlap: int, progress: Callable[[float], object]
+    ) -> np.ndarray:
+        padded = _pad_to_multiple(image, self.model.size_multiple)
+        rows, columns = (_tile_weights(size, min(tile, size), overlap) for size in padded.shape[:2])
         result = np.zeros_like(padded)
 
-        def finish(top: int, left: int, restored: jax.Array) -> None:
+        def blend(top: int, left: int, restored: jax.Array) -> None:
             weight = rows[top][:, None, None] * columns[left][None, :, None]
             result[top : top + tile, left : left + tile] += weight * np.asarray(restored[0])
 
         grid = [(top, left) for top in rows for left in columns]
-        previous: partial[None] | None = None
+        pending: partial[None] | None = None
         for index, (top, left) in enumerate(grid):
-            window = padded[None, top : top + tile, left : left + tile]
-            current = partial(finish, top, left, self._apply(self.params, window))
+            restored = self._apply(padded[None, top : top + tile, left : left + tile])
             # While the device computes this tile the host blends the one before; more would only take memory.
-            if previous is not None:
-                previous()
+            if pending is not None:
+                pending()
                 progress(index / len(grid))
-            previous = current
-        if previous is not None:
-            previous()
+            pending = partial(blend, top, left, restored)
+        if pending is not None:
+            pending()
         progress(1.0)
         return result[: image.shape[0], : image.shape[1]]
 
 
-def _tiled_length(size: int, tile: int, multiple: int) -> int:
-    """The side that tiles cover: at least a tile, and a multiple of `multiple`."""
-    return max(tile, -(-size // multiple) * multiple)
+def _pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
+    """Pads as `gamax.blocks.pad_to_multiple` does, so that the last tiles see what the whole image would see."""
+    for axis in (0, 1):
+        missing = -image.shape[axis] % multiple
+        widths = [(0, missing if axis == other else 0) for other in range(3)]
+        image = np.pad(image, widths, mode="reflect" if missing < image.shape[axis] else "edge")
+    return image
 
 
 def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:
@@ -124,6 +154,7 @@ def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:
     starts = [*range(0, size - tile, tile - overlap), size - tile]
     trim = overlap // 4
     distance = np.arange(tile, dtype=np.float32)
+    # Never quite zero, so that the weights can be normalised.
     rising = np.clip((distance - trim + 0.5) / max(overlap - 2 * trim, 1), 1e-6, 1)
     weights = {}
     for start in starts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,22 +15,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gamax.errors import UserError
+from gamax.files import replace_atomically
 from gamax.models import abstract_params, create_model
 
 WEIGHTS_NAME = "weights.safetensors"
 
 
-def save_weights(path: str | Path, params: Any, model_name: str, overrides: Mapping[str, Any]) -> str:
-    """Writes parameters and the description of their network, atomically; returns the SHA-256 of the file."""
+def save_weights(
+    path: str | Path, params: Any, model_name: str, overrides: Mapping[str, Any], dtype: str = "float32"
+) -> str:
+    """Writes parameters and the description of their network, atomically; returns the SHA-256 of the file.
+
+    `dtype` is the precision that the network computes in, not that of the parameters.
+    """
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in flatten_dict(params, sep="/").items()}
-    description = json.dumps({"model": model_name, "overrides": dict(overrides)}, sort_keys=True)
+    description = json.dumps({"model": model_name, "overrides": dict(overrides), "dtype": dtype}, sort_keys=True)
     content = save(tensors, metadata={"gamax": description})
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    replace_atomically(Path(path), content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -54,7 +56,7 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
 
     Args:
         run_or_file: a run folder or a `.safetensors` file.
-        **overrides: fields of the network to change, such as `dtype=jnp.bfloat16`.
+        **overrides: fields of the network to change, such as `dtype=jnp.bfloat16`; the default is as it was trained.
 
     Returns:
         The network and its parameters, a nested dictionary of arrays.
@@ -74,7 +76,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
     try:
         description = json.loads(_metadata(content)["gamax"])
-        name, options = description["model"], dict(description["overrides"])
+        name = description["model"]
+        options = {**description["overrides"], "dtype": jnp.dtype(description["dtype"])}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
     model = create_model(name, **{**options, **overrides})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -85,10 +85,13 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
 
     """
     chosen = variant(name)
+    hints = get_type_hints(chosen.network)
     valid = {field.name for field in fields(chosen.network)} - {"parent", "name"}
-    for key in overrides:
+    for key, value in overrides.items():
         if key not in valid:
             raise UserError(f"{name} has no option {nearest(key, valid)}")
+        if hints[key] in (int, float, bool) and type(value) is not hints[key]:
+            raise UserError(f"option '{key}' of {name} must be of type {hints[key].__name__}, not {value!r}")
     return chosen.network(**{**chosen.options, **overrides})
 
 

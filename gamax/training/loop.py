@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gamax.data.datasets import PreparedDataset
 from gamax.data.pipeline import training_batches
 from gamax.errors import UserError
 from gamax.training.checkpoints import Checkpoints
-from gamax.training.optimizer import cosine_schedule, make_optimizer
+from gamax.training.optimizer import make_optimizer
 from gamax.training.run_folder import MetricsLog
 from gamax.training.sharding import batch_sharding, replicated, state_sharding
 from gamax.training.state import TrainState, create_state
@@ -31,6 +32,7 @@ def train(
     dataset: PreparedDataset,
     mesh: Mesh,
     run_dir: Path,
+    checkpoints: Checkpoints,
     evaluate_params: Callable[[Any], dict[str, float]],
 ) -> tuple[Any, float]:
     """Trains, or finishes training that was interrupted.
@@ -41,25 +43,34 @@ def train(
         dataset: the images to train on.
         mesh: the devices.
         run_dir: the run folder, already opened.
+        checkpoints: those of the run.
         evaluate_params: scores parameters; called every `evaluation.every` steps, its values are logged.
 
     Returns:
         The parameters to use (their moving average if the run keeps one), and the seconds spent in training, over all
-        starts.
+        starts, without evaluations.
 
     Raises:
         UserError: if the data is not that of the earlier start, or the gradients stay infinite or not a number.
-
     """
-    training, logging = experiment.training, experiment.logging
-    optimizer = make_optimizer(experiment.optimizer, training.steps)
+    training = experiment.training
     initial_state = partial(
-        create_state, model, optimizer, training.seed, experiment.data.patch_size, training.ema_decay is not None
+        create_state,
+        model,
+        make_optimizer(experiment.optimizer),
+        training.seed,
+        experiment.data.patch_size,
+        training.ema_decay is not None,
     )
     abstract_state = jax.eval_shape(initial_state)
     shardings = state_sharding(mesh, abstract_state)
+    train_step = jax.jit(
+        make_train_step(model, experiment),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
 
-    checkpoints = Checkpoints(run_dir / "checkpoints", training.checkpoints_kept)
     restored = checkpoints.restore(abstract_state, shardings)
     if restored:
         state, progress = restored
@@ -85,51 +96,43 @@ def train(
     # One batch a step, whatever the number of hosts: the position in the data follows from the step.
     batches.set_state({"next_index": step})
     to_device = partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    log = MetricsLog(run_dir, step, experiment.logging.tensorboard)
 
-    train_step = jax.jit(
-        make_train_step(model, optimizer, experiment.data, training),
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
-    learning_rate = cosine_schedule(experiment.optimizer, training.steps)
-    log = MetricsLog(run_dir, step, logging.tensorboard)
-    started, logged_at, logged_step = time.monotonic(), time.monotonic(), step
-    seconds_before = float(progress["seconds"])
-
-    with progress_bar("training", training.steps, "images", step, training.batch_size) as update:
+    # Moved forward by the time that evaluations take, which is not training.
+    started = time.monotonic() - float(progress["seconds"])
+    logged_at, logged_step, note = time.monotonic(), step, ""
+    bar = progress_bar("training", training.steps, "images", step, training.batch_size)
+    with closing(batches), closing(log), bar as update:
         while step < training.steps:
-            batch = jax.tree.map(to_device, next(batches))
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, jax.tree.map(to_device, next(batches)))
             step += 1
+            last = step == training.steps
 
-            if step % logging.every == 0 or step == training.steps:
-                values: dict[str, float] = {name: float(value) for name, value in metrics.items()}
+            values: dict[str, float] = {}
+            if step % experiment.logging.every == 0 or last:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                note = f"loss {values['loss']:.4f}"
                 now = time.monotonic()
-                rate = (step - logged_step) * training.batch_size / (now - logged_at)
+                values["samples"] = step * training.batch_size
+                values["images_per_second"] = (step - logged_step) * training.batch_size / (now - logged_at)
                 logged_at, logged_step = now, step
-                update(step, f"loss {values['loss']:.4f}")
-                log.write(
-                    step,
-                    samples=step * training.batch_size,
-                    learning_rate=learning_rate(step - 1).item(),
-                    images_per_second=rate,
-                    **values,
-                )
                 if values["skipped"] >= training.max_skipped_steps:
                     raise UserError(
                         f"the gradient was not finite in the last {values['skipped']:.0f} steps before step {step}; "
-                        f"resume from an earlier checkpoint in '{run_dir}' with a lower optimizer.learning_rate"
+                        f"start again in another --logging.run-dir with a lower optimizer.learning_rate"
                     )
-            if step % training.checkpoint_every == 0 or step == training.steps:
-                spent = seconds_before + time.monotonic() - started
-                progress = {"seconds": spent, "data": dataset.fingerprint}
+            update(step, note)
+
+            if experiment.evaluation.every and step % experiment.evaluation.every == 0 and not last:
+                before = time.monotonic()
+                values |= evaluate_params(result_params(state))
+                paused = time.monotonic() - before
+                started, logged_at = started + paused, logged_at + paused
+            if values:
+                log.write(step, values)
+            if step % training.checkpoint_every == 0 or last:
+                progress = {"seconds": time.monotonic() - started, "data": dataset.fingerprint}
                 checkpoints.save(step, state, progress)
-            if experiment.evaluation.every and step % experiment.evaluation.every == 0 and step < training.steps:
-                log.write(step, **evaluate_params(result_params(state)))
-    batches.close()
-    checkpoints.close()
-    log.close()
     return result_params(state), float(progress["seconds"])
 
 

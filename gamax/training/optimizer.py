@@ -15,12 +15,13 @@ from gamax.config import OptimizerConfig
 def cosine_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike], Array]:
     """Learning rate of each step, counted from 0: linear warm-up, then a half cosine to the final learning rate.
 
-    Without warm-up step `i` has the learning rate of PyTorch's `CosineAnnealingLR` after `i` scheduler steps.
+    Without warm-up step `i` has the learning rate of PyTorch's `CosineAnnealingLR` after `i` scheduler steps, so the
+    final learning rate would be that of step `steps`, one after the last.
     """
 
     def learning_rate(step: ArrayLike) -> Array:
-        warmup = config.warmup_steps
         step = jnp.asarray(step)
+        warmup = config.warmup_steps
         fraction = jnp.clip((step - warmup) / (steps - warmup), 0, 1)
         cosine = config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (
             1 + jnp.cos(jnp.pi * fraction)
@@ -30,11 +31,15 @@ def cosine_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike]
     return learning_rate
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW under the schedule; the decay is multiplied by the learning rate."""
-    adamw = optax.adamw(
-        cosine_schedule(config, steps), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW, up to the learning rate: `parameters -= learning_rate * update`.
+
+    The training step multiplies by the learning rate of its own number, so a skipped update does not delay the
+    schedule. The decay is decoupled and multiplied by the learning rate, as in PyTorch.
+    """
+    clip = optax.identity() if config.gradient_clip is None else optax.clip_by_global_norm(config.gradient_clip)
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
+        optax.add_decayed_weights(config.weight_decay),
     )
-    if config.gradient_clip is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adamw)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,12 @@ import jax
 
 from gamax.config import Experiment, to_dict
 from gamax.errors import UserError
+from gamax.files import check_writable, lock, replace_atomically, write_json
 
 PACKAGES = ("gamax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is at any moment either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+CHANGEABLE = {"prepared_dir", "loader_threads", "checkpoint_every", "checkpoints_kept", "max_skipped_steps"}
+"""Fields of data and training that change no number, so a run may be resumed with other values."""
 
 
 def versions() -> dict[str, str]:
@@ -35,9 +33,6 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
     """Everything about the machine and the source that a figure may depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "versions": versions(),
         "command": sys.argv,
@@ -45,9 +40,18 @@ def environment() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
-        "gamax_commit": commit.stdout.strip() or None,
+        "gamax_commit": _commit(),
         "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ},
     }
+
+
+def _commit() -> str | None:
+    """The commit of a checkout of gamax, with `-dirty` if it was changed; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def check_run(run_dir: Path, experiment: Experiment) -> None:
@@ -55,23 +59,11 @@ def check_run(run_dir: Path, experiment: Experiment) -> None:
     config_path = run_dir / "config.json"
     if config_path.exists():
         _check_same(json.loads(config_path.read_text()), to_dict(experiment), run_dir)
-    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise UserError(f"'{run_dir}' exists and is not a run of gamax; choose another with --logging.run-dir")
-    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the run folder '{run_dir}' ({error.strerror}); choose another with --logging.run-dir"
-        ) from error
-
-
-def open_run(run_dir: Path, experiment: Experiment) -> None:
-    """Makes the run folder and writes what was asked for, and of which machine."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", to_dict(experiment))
-    write_json(run_dir / "environment.json", environment())
+    elif run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"'{run_dir}' is a file; choose another folder with --logging.run-dir")
+    elif run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
+        raise UserError(f"'{run_dir}' is not empty and no run of gamax; choose another with --logging.run-dir")
+    check_writable(run_dir)
 
 
 def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], run_dir: Path) -> None:
@@ -79,11 +71,25 @@ def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], run_dir: P
     for group in ("model", "data", "optimizer", "training"):
         for name, value in wanted[group].items():
             before = stored.get(group, {}).get(name)
-            if before != value:
+            if before != value and name not in CHANGEABLE:
                 raise UserError(
                     f"'{run_dir}' holds a run with {group}.{name} {before!r}, not {value!r}; "
                     "choose another folder with --logging.run-dir, or delete that one"
                 )
+
+
+@contextlib.contextmanager
+def open_run(run_dir: Path, experiment: Experiment) -> Iterator[None]:
+    """Makes the run folder, writes what was asked for and adds this start to `environment.json`.
+
+    Keeps other processes out until the block ends; raises `UserError` if one is in.
+    """
+    with lock(run_dir, wait=False):
+        write_json(run_dir / "config.json", to_dict(experiment))
+        path = run_dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.exists() else []
+        write_json(path, [*starts, environment()])
+        yield
 
 
 class MetricsLog:
@@ -92,17 +98,14 @@ class MetricsLog:
     def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
         path = run_dir / "metrics.jsonl"
         kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # The line that was being written when the run was killed.
-                if record["step"] <= first_step:
-                    kept.append(line + "\n")
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # The line that was being written when the run was killed.
+            if record["step"] <= first_step:
+                kept.append(line + "\n")
+        replace_atomically(path, "".join(kept).encode())
         self._file = path.open("a")
         self._writer = None
         if tensorboard:
@@ -110,7 +113,7 @@ class MetricsLog:
 
             self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, step: int, **values: float) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one record; a value that is not finite becomes null in the file."""
         record = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **record}) + "\n")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Shaped
 
-from gamax.config import DataConfig, TrainingConfig
+from gamax.config import Experiment
 from gamax.data.preprocessing import preprocess
 from gamax.training.losses import LOSSES
+from gamax.training.optimizer import cosine_schedule, make_optimizer
 from gamax.training.state import TrainState
 
 Batch = Mapping[str, Shaped[Array, "b h w c"]]
@@ -21,14 +22,17 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, data: DataConfig, training: TrainingConfig
+    model: nn.Module, experiment: Experiment
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch)`, to be jitted with the state donated.
 
     The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, 3]`. Augmentation and degradation
     happen inside, keyed by the step. An update with a gradient that is not finite is skipped and counted.
     """
+    data, training = experiment.data, experiment.training
     loss_function = LOSSES[training.loss]
+    optimizer = make_optimizer(experiment.optimizer)
+    schedule = cosine_schedule(experiment.optimizer, training.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
@@ -41,8 +45,9 @@ def make_train_step(
         gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(gradient_norm)
 
+        learning_rate = schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda param, update: param - learning_rate * update, state.params, updates)
         ema_params = state.ema_params
         if training.ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
@@ -50,7 +55,7 @@ def make_train_step(
         new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
         params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = {"loss": loss, "gradient_norm": gradient_norm, "skipped": skipped}
+        metrics = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "skipped": skipped}
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped), metrics
 
     return train_step

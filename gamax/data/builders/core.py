@@ -57,6 +57,19 @@ class ImageSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # tfds looks for checksums of downloads beside the code; there are none, and its search needs another package.
     code_path = None
 
+    def download_and_prepare(self, *, file_format: str = "array_record", **options: Any) -> None:
+        """Writes the set; `gamax.data.datasets.prepare` is the usual way here.
+
+        Raises `UserError` if the configuration lacks its facts: without them nothing has checked the images.
+        """
+        if self.builder_config.facts is None:
+            raise UserError(
+                f"dataset {self.builder_config.name} has not been checked: use gamax.data.datasets.prepare, or give "
+                "its configuration facts=read_facts(configuration)"
+            )
+        # The default of tfds, TFRecord, needs TensorFlow.
+        super().download_and_prepare(file_format=file_format, **options)
+
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
         facts = config.facts
