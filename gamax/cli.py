@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from gamax.config import DataConfig
+from gamax.config import DataConfig, check_data
 from gamax.console import print_table, say
 from gamax.errors import UserError, exit_on_user_error
+from gamax.files import check_writable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Restore:
     """A file for one image, or a folder, where the names are kept; the default is NAME_restored beside each image."""
     tile: str = "auto"
     """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
-    overlap: int = 96
-    """Pixels that neighbouring tiles share."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
     compare_tiling: bool = False
     """Also restore each image whole and print by how much tiling changes it (takes the memory of the whole image)."""
     overwrite: bool = False
@@ -115,10 +115,13 @@ class Bench:
         from gamax.benchmark.latency import Case, measure
         from gamax.models import variant
 
-        if self.batch < 1 or self.repeats < 1:
-            raise UserError(f"batch and repeats must be at least 1, not {self.batch} and {self.repeats}")
+        if self.batch < 1 or self.repeats < 1 or not self.models or not self.sizes:
+            raise UserError("bench needs at least one model and size, and a batch and repeats of at least 1")
         for model in self.models:
             variant(model)
+        if self.output:
+            check_writable(self.output.parent)
+            self.output.parent.mkdir(parents=True, exist_ok=True)
         sizes = [_parse_size(size) for size in self.sizes]
         rows = []
         for model in self.models:
@@ -158,57 +161,71 @@ class DataCheck:
     """Reads every image of a folder and reports what a training or an evaluation would stumble over."""
 
     folder: tyro.conf.Positional[Path]
-    """The images, or `input/` and `target/`."""
+    """The images, or `input/` and `target/`, or `train/` and `test/` with either below them."""
 
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.datasets import check_folder
 
-        paired = (self.folder / "input").is_dir() or (self.folder / "target").is_dir()
-        summary = check_folder(self.folder, paired)
-        kind = "pairs" if paired else "images"
-        sizes = sorted(summary.sizes.items(), key=lambda item: -item[1])
-        rows = [{"width x height": f"{width}x{height}", kind: str(count)} for (height, width), count in sizes[:10]]
-        print_table(f"{self.folder}: {summary.num_examples} {kind}, {len(sizes)} sizes", ["width x height", kind], rows)
-        for problem in summary.problems:
-            say(f"problem: {problem}")
-        if summary.problems:
-            raise UserError(f"'{self.folder}' has {len(summary.problems)} problem(s), listed above")
-        depths = ", ".join(f"{count} of {depth} bits" for depth, count in summary.bit_depths.items())
-        say(f"all readable: {depths}")
+        parts = [part for name in ("train", "test") if (part := self.folder / name).is_dir()]
+        problems = 0
+        for folder in parts or [self.folder]:
+            paired = (folder / "input").is_dir() or (folder / "target").is_dir()
+            summary = check_folder(folder, paired)
+            kind = "pairs" if paired else "images"
+            sizes = sorted(summary.sizes.items(), key=lambda item: -item[1])
+            rows = [{"width x height": f"{width}x{height}", kind: str(count)} for (height, width), count in sizes[:10]]
+            depths = ", ".join(f"{count} of {depth} bits" for depth, count in summary.bit_depths.items())
+            title = f"{folder}: {summary.num_examples} {kind} ({depths}), {len(sizes)} sizes, the commonest:"
+            print_table(title, ["width x height", kind], rows)
+            for problem in summary.problems:
+                say(f"problem: {problem}")
+            problems += len(summary.problems)
+        if problems:
+            raise UserError(f"'{self.folder}' has {problems} problem(s), listed above")
+        say("every image is readable")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPrepare:
     """Cuts and stores a training set now, as `train.py` would at its start."""
 
-    data: tyro.conf.OmitArgPrefixes[DataConfig] = dataclasses.field(default_factory=DataConfig)
+    data: tyro.conf.AvoidSubcommands[DataConfig] = dataclasses.field(default_factory=DataConfig)
     """The same fields as in a configuration file."""
 
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.datasets import prepare
 
+        check_data(self.data)
         prepared = prepare(self.data)
         tests = f", {len(prepared.test)} test images" if prepared.test is not None else ""
         say(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
 
 
-VERBS: dict[str, Callable[..., Any]] = {"restore": Restore, "models": Models, "bench": Bench}
-DATA_VERBS: dict[str, Callable[..., Any]] = {"check": DataCheck, "prepare": DataPrepare}
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Checks and prepares images."""
+
+    verb: (
+        Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
+        | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    )
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        self.verb.run()
+
+
+VERBS: dict[str, Callable[..., Any]] = {"restore": Restore, "models": Models, "bench": Bench, "data": Data}
 
 
 def main() -> None:
     """Entry point of the `gamax` command."""
-    arguments = sys.argv[1:]
     with exit_on_user_error():
-        if arguments[:1] == ["data"]:
-            verb = tyro.extras.subcommand_cli_from_dict(DATA_VERBS, prog="gamax data", args=arguments[1:])
-        else:
-            verb = tyro.extras.subcommand_cli_from_dict(
-                VERBS, prog="gamax", args=arguments, description="Image restoration in JAX. Also: gamax data --help"
-            )
-        verb.run()
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="gamax", description="Image restoration in JAX.", config=(tyro.conf.OmitArgPrefixes,)
+        ).run()
 
 
 if __name__ == "__main__":

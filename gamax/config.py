@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import runpy
 import types
@@ -54,9 +55,9 @@ class DataConfig:
     prepared_dir: str | None = None
     """Where prepared datasets are stored; None means `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     cut_size: int = 512
-    """Training images are stored cut into squares of at most this many pixels a side ..."""
+    """Training images are stored cut into overlapping squares of at most this many pixels a side."""
     cut_stride: int = 384
-    """... that start this many pixels apart, the last one aligned to the border."""
+    """Pixels from the start of one square to the next; the last one is aligned to the border."""
     encoding: Literal["png", "raw"] = "png"
     """How training cuts are stored: `raw` is read three times faster and takes up to a third more disk."""
     patch_size: int = 256
@@ -190,8 +191,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         if isinstance(option, type) and isinstance(value, option) and isinstance(value, bool) == (option is bool):
             return value
-    expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    expected = " or ".join(_describe(option) for option in options)
     raise UserError(f"configuration field '{path}' must be {expected}, not {value!r}")
+
+
+def _describe(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, arguments))
+    if typing.get_origin(hint) is tuple:
+        return f"{len(arguments)} values ({', '.join(map(_describe, arguments))})"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def load(path: str | Path) -> Experiment:
@@ -321,7 +331,8 @@ def check(experiment: Experiment) -> None:
     _check_rules(
         experiment,
         {
-            "optimizer.learning_rate": (optimizer.learning_rate > 0, "be above 0"),
+            "training.steps": (training.steps >= 1, "be at least 1"),
+            "optimizer.learning_rate": (0 < optimizer.learning_rate < math.inf, "be above 0"),
             "optimizer.final_learning_rate": (
                 0 <= optimizer.final_learning_rate <= optimizer.learning_rate,
                 "be from 0 to optimizer.learning_rate",
@@ -329,9 +340,8 @@ def check(experiment: Experiment) -> None:
             "optimizer.warmup_steps": (0 <= optimizer.warmup_steps < training.steps, "be from 0 to below the steps"),
             "optimizer.beta1": (0 <= optimizer.beta1 < 1, "be from 0 to below 1"),
             "optimizer.beta2": (0 <= optimizer.beta2 < 1, "be from 0 to below 1"),
-            "optimizer.weight_decay": (optimizer.weight_decay >= 0, "not be negative"),
+            "optimizer.weight_decay": (0 <= optimizer.weight_decay < math.inf, "not be negative"),
             "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
-            "training.steps": (training.steps >= 1, "be at least 1"),
             "training.batch_size": (training.batch_size >= 1, "be at least 1"),
             "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
             "training.seed": (training.seed >= 0, "not be negative"),

@@ -15,8 +15,12 @@ from gamax.errors import UserError
 def replace_atomically(path: Path, content: bytes) -> None:
     """Writes `content` beside `path` and renames it."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,8 +54,8 @@ class Evaluation:
             "protocol_details": dataclasses.asdict(self.protocol),
             "inference": self.inference,
             "images": len(self.rows),
-            **{metric: self.mean(metric) for metric in METRICS},
-            "per_image": self.rows,
+            **{metric: _finite(self.mean(metric)) for metric in METRICS},
+            "per_image": [{name: _finite(value) for name, value in row.items()} for row in self.rows],
         }
 
     def table(self) -> list[dict[str, str]]:
@@ -66,6 +66,11 @@ class Evaluation:
             for row in (*self.rows, mean)
         ]
         return [dict(zip(TABLE_COLUMNS, texts, strict=True)) for texts in cells]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity; null is the PSNR of equal images."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(

@@ -94,9 +94,10 @@ class Restorer:
 
     def settings(self) -> dict[str, Any]:
         """Everything beyond the weights that the result depends on, for result files."""
+        flags: Any = jax.config
         return {
             "dtype": np.dtype(self.model.dtype).name,
-            "matmul_precision": jax.config.jax_default_matmul_precision or "backend default",
+            "matmul_precision": flags.jax_default_matmul_precision or "backend default",
             "padding": f"right and bottom to a multiple of {self.model.size_multiple}, reflected",
             "tile": self.tile,
             "overlap": self.overlap,

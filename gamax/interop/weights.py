@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gamax.errors import UserError
@@ -28,9 +26,9 @@ def save_weights(
 
     `dtype` is the precision that the network computes in, not that of the parameters.
     """
-    from safetensors.numpy import save
+    from safetensors.flax import save
 
-    tensors = {name: np.ascontiguousarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    tensors = {name: jnp.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     description = json.dumps({"model": model_name, "overrides": dict(overrides), "dtype": dtype}, sort_keys=True)
     content = save(tensors, metadata={"gamax": description})
     replace_atomically(Path(path), content)
@@ -65,19 +63,19 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         UserError: if the file is missing, damaged, not gamax's own, or does not fit the network.
 
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, safe_open
 
     path = find_weights(run_or_file)
-    content = path.read_bytes()
     try:
-        tensors = load(content)
+        with safe_open(path, framework="flax") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except SafetensorError as error:
         raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
     try:
-        description = json.loads(_metadata(content)["gamax"])
+        description = json.loads(metadata["gamax"])
         name = description["model"]
-        options = {**description["overrides"], "dtype": jnp.dtype(description["dtype"])}
+        options = {**description["overrides"], "dtype": jnp.dtype(description.get("dtype", "float32"))}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
     model = create_model(name, **{**options, **overrides})
@@ -90,13 +88,7 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
             f"'{path}' does not fit {name}: {len(different)} of {len(expected)} arrays differ, first '{different[0]}' "
             f"(file {found.get(different[0])}, network {expected.get(different[0])})"
         )
-    return model, unflatten_dict({key: jnp.asarray(value) for key, value in tensors.items()}, sep="/")
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The free-form metadata of a safetensors file, which the NumPy reader does not return."""
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return model, unflatten_dict(tensors, sep="/")
 
 
 def sha256(path: Path) -> str:

@@ -40,8 +40,8 @@ class GAMAIR(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if isinstance(self.mixer, str) and self.mixer not in MIXERS:
-            raise UserError(f"unknown mixer {nearest(self.mixer, MIXERS)}")
+        if self.mixer is not None and not callable(self.mixer) and self.mixer not in MIXERS:
+            raise UserError(f"unknown mixer {nearest(str(self.mixer), MIXERS)}")
         if self.spatial_conv not in ("depthwise", "dense"):
             raise UserError(f"unknown spatial_conv {nearest(self.spatial_conv, ('depthwise', 'dense'))}")
         if self.width < 2 or self.width % 2 or self.levels < 1 or self.blocks_per_level < 1:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gamax.files import lock
+
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
 
@@ -29,7 +31,8 @@ def truncated(path: Path) -> Path:
 
 
 def files(folder: Path) -> set[Path]:
-    return set(folder.rglob("*"))
+    """All below `folder` but prepared datasets, which a later, corrected command uses again."""
+    return {path for path in folder.rglob("*") if "prepared" not in path.relative_to(folder).parts}
 
 
 @pytest.fixture
@@ -69,7 +72,8 @@ def folder_arguments(tmp_path: Path, dataset: str, folder: Path) -> list[object]
         f"    prepared_dir={str(tmp_path / 'prepared')!r})\n"
         "experiment = Experiment(data=data, training=TrainingConfig(steps=1, batch_size=8))\n"
     )
-    return [config, "--evaluation.data", folder, "--evaluation.protocol", protocol]
+    run_dir = ("--logging.run-dir", tmp_path / "run")
+    return [config, "--evaluation.data", folder, "--evaluation.protocol", protocol, *run_dir]
 
 
 def test_unknown_field_on_the_command_line_names_the_nearest(fails, tmp_path):
@@ -177,6 +181,59 @@ def test_restore_refuses_to_overwrite(fails, tmp_path, tiny_workspace):
     error = fails("gamax", "restore", photo, "-o", photo, "--weights", tiny_workspace / "runs/quickstart")
     assert "--overwrite" in error
     assert photo.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["truncated", "small"])
+def test_an_image_that_cannot_be_evaluated_is_found_before_training(fails, tmp_path, damage):
+    for name in ("train/a.png", "test/a.png"):
+        image(tmp_path / "clean" / name)
+    if damage == "truncated":
+        truncated(tmp_path / "clean/test/z.png")
+    else:
+        image(tmp_path / "clean/test/z.png", 10, 40)
+    config, _, _, *rest = folder_arguments(tmp_path, "clean_folder", tmp_path / "clean/train")
+    error = fails("train.py", config, "--evaluation.data", tmp_path / "clean/test", *rest)
+    assert "z.png" in error or "'z'" in error
+
+
+def test_a_network_that_cannot_take_the_images_is_found_before_training(fails, tmp_path):
+    error = fails("train.py", *train_arguments(tmp_path, "--model.overrides", "mixer=non_local"))
+    assert "NonLocal on 512x512 pixels" in error
+
+
+def test_an_image_that_eval_cannot_read_leaves_nothing(fails, tmp_path, tiny_workspace):
+    image(tmp_path / "clean/a.png")
+    truncated(tmp_path / "clean/z.png")
+    arguments = ("--protocol", "gauss-color-25", "--data", tmp_path / "clean", "--output", tmp_path / "out/result.json")
+    assert "z.png" in fails("eval.py", tiny_workspace / "runs/quickstart", *arguments)
+
+
+@pytest.mark.parametrize("output", ["/proc/gamax/result.json", "picture.png"])
+def test_eval_checks_its_output_first(fails, tmp_path, tiny_workspace, output):
+    image(tmp_path / "clean/a.png")
+    arguments = ("--protocol", "gauss-color-25", "--data", tmp_path / "clean", "--output", output)
+    assert output.rpartition("/")[0] in fails("eval.py", tiny_workspace / "runs/quickstart", *arguments)
+
+
+def test_two_processes_in_one_run_folder(fails, tmp_path, tiny_workspace):
+    run = tiny_workspace / "runs/quickstart"
+    with lock(run, wait=False):
+        assert "another process is at work" in fails("train.py", run / "config.json", "--logging.run-dir", run)
+
+
+def test_restore_checks_the_format_first(fails, tmp_path, tiny_workspace):
+    photo, run = image(tmp_path / "photo.png"), tiny_workspace / "runs/quickstart"
+    assert "out.xyz" in fails("gamax", "restore", photo, "-o", tmp_path / "new/out.xyz", "--weights", run)
+
+
+def test_restore_and_bench_without_anything_to_do(fails, tiny_workspace):
+    assert "no image" in fails("gamax", "restore", "--weights", tiny_workspace / "runs/quickstart")
+    assert "at least one model" in fails("gamax", "bench", "--models")
+
+
+@pytest.mark.parametrize("override", ["width=wide", "width=4.5", "dtype=bfloat16", "mixer=3"])
+def test_network_fields_of_the_wrong_type(fails, tmp_path, override):
+    fails("train.py", *train_arguments(tmp_path, "--model.overrides", override))
 
 
 def test_unknown_protocol_names_the_nearest(fails, tmp_path, tiny_workspace):

@@ -77,6 +77,11 @@ def test_killed_three_times_the_run_ends_bit_identical(uninterrupted, tmp_path, 
     assert results[0]["per_image"] == results[1]["per_image"]
 
 
+def test_a_run_may_be_resumed_with_other_settings_that_change_no_number(uninterrupted, prepared_dir):
+    command = [*RUN, "--logging.run-dir", str(uninterrupted), "--data.prepared-dir", str(prepared_dir)]
+    subprocess.run([*command, "--data.loader-threads", "1", "--training.checkpoints-kept", "2"], check=True)
+
+
 def test_a_finished_run_is_evaluated_again_not_trained(uninterrupted, prepared_dir):
     before = json.loads((uninterrupted / "result.json").read_text())
     log = (uninterrupted / "metrics.jsonl").read_text()

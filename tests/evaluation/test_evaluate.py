@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -9,7 +10,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from gamax.errors import UserError
-from gamax.evaluation.evaluate import PICTURED, TABLE_COLUMNS, evaluate
+from gamax.evaluation.evaluate import PICTURED, TABLE_COLUMNS, check_examples, evaluate
 from gamax.evaluation.metrics import ssim_valid
 from gamax.evaluation.protocols import find_protocol, protocol_input, to_uint8
 from gamax.evaluation.restorer import Restorer
@@ -19,6 +20,8 @@ class Darken(nn.Module):
     """A network whose result is known."""
 
     factor: float = 0.9
+    dtype: Any = np.float32
+    size_multiple: int = 1
 
     def __call__(self, images):
         return self.factor * images
@@ -103,23 +106,23 @@ def test_16_bit_pairs_are_scored_as_8_bit_images(examples):
 
 def test_a_protocol_on_pairs_needs_inputs(examples):
     with pytest.raises(UserError, match=r"protocol paired-rgb needs pairs.*'lonely' has no input"):
-        evaluate(DARKEN, [{"name": "lonely", "target": examples[0]["target"]}], PAIRED)
+        check_examples([{"name": "lonely", "target": examples[0]["target"]}], PAIRED, DARKEN.model, {})
 
 
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UserError, match="no image"):
-        evaluate(DARKEN, [], PAIRED)
+        check_examples([], PAIRED, DARKEN.model, {})
 
 
 def test_an_image_too_small_for_ssim_is_named():
-    with pytest.raises(UserError, match="'stamp' has 30x10 pixels; SSIM needs at least 11x11"):
-        evaluate(DARKEN, [{"name": "stamp", "target": np.zeros((10, 30, 3), np.uint8)}], NOISE)
+    with pytest.raises(UserError, match="'stamp' has 30x10 pixels; SSIM needs at least 11 a side"):
+        check_examples([{"name": "stamp", "target": np.zeros((10, 30, 3), np.uint8)}], NOISE, DARKEN.model, {})
 
 
 def test_a_pair_of_different_sizes_is_named(examples):
     target = examples[0]["target"]
     with pytest.raises(UserError, match="odd"):
-        evaluate(DARKEN, [{"name": "odd", "input": target[:-1], "target": target}], PAIRED)
+        check_examples([{"name": "odd", "input": target[:-1], "target": target}], PAIRED, DARKEN.model, {})
 
 
 def test_the_record_is_json_also_when_an_image_is_restored_perfectly(examples):

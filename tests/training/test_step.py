@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 
 from gamax.blocks import Conv
-from gamax.config import DataConfig, GaussianNoise, OptimizerConfig, TrainingConfig
-from gamax.training.optimizer import make_optimizer
+from gamax.config import DataConfig, Experiment, GaussianNoise, OptimizerConfig, TrainingConfig
+from gamax.training.optimizer import cosine_schedule, make_optimizer
 from gamax.training.state import TrainState, create_state
 from gamax.training.step import make_train_step
 
 # The step does not care which network it trains; this one compiles fast.
 MODEL = Conv(3, 3)
-OPTIMIZER = make_optimizer(OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0), 100)
+CONFIG = OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0)
+OPTIMIZER = make_optimizer(CONFIG)
 NOISY = DataConfig(patch_size=8, augment=True, degradation=GaussianNoise((10.0, 30.0)))
 PAIRED = DataConfig(dataset="paired_folder", source="pairs", patch_size=8, augment=False)
 
 
 @cache
 def train_step(data: DataConfig = NOISY, ema_decay: float | None = 0.9) -> Any:
-    return jax.jit(make_train_step(MODEL, OPTIMIZER, data, TrainingConfig(loss="mse", ema_decay=ema_decay)))
+    training = TrainingConfig(steps=100, loss="mse", ema_decay=ema_decay)
+    return jax.jit(make_train_step(MODEL, Experiment(data=data, optimizer=CONFIG, training=training)))
 
 
 def batch(*names: str) -> dict[str, jax.Array]:
@@ -73,7 +75,7 @@ def test_the_update_follows_the_gradient(state):
     updates, _ = OPTIMIZER.update(gradient, state.opt_state, state.params)
     # The first step of Adam is the sign of the gradient times 1e-2 for all but the smallest elements.
     jax.tree.map(
-        lambda new, old, update: np.testing.assert_allclose(new - old, update, atol=1e-5),
+        lambda new, old, update: np.testing.assert_allclose(new - old, -1e-2 * update, atol=1e-5),
         result.params,
         state.params,
         updates,
@@ -110,6 +112,13 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(poison, state):
     assert not np.isfinite(metrics["gradient_norm"])
     assert_equal(result, broken.replace(step=jnp.int32(1), skipped=jnp.int32(5)))
     assert int(metrics["skipped"]) == 5
+
+
+def test_the_learning_rate_follows_the_step_not_the_number_of_updates(state):
+    # No update was made in the 40 steps before, as if all had been skipped.
+    _, metrics = train_step()(state.replace(step=jnp.int32(40)), batch())
+    assert float(metrics["learning_rate"]) == pytest.approx(float(cosine_schedule(CONFIG, 100)(40)))
+    assert float(metrics["learning_rate"]) < 0.7 * CONFIG.learning_rate
 
 
 def test_a_finite_update_ends_the_count(state):
