@@ -198,7 +198,7 @@ def test_an_image_that_cannot_be_evaluated_is_found_before_training(fails, tmp_p
 
 def test_a_network_that_cannot_take_the_images_is_found_before_training(fails, tmp_path):
     error = fails("train.py", *train_arguments(tmp_path, "--model.overrides", "mixer=non_local"))
-    assert "NonLocal on 512x512 pixels" in error
+    assert "NonLocal on 432x640 pixels" in error
 
 
 def test_an_image_that_eval_cannot_read_leaves_nothing(fails, tmp_path, tiny_workspace):
