@@ -10,6 +10,7 @@ import numpy as np
 from gamax.console import progress_bar, say
 from gamax.data.images import check_format, read_image, to_rgb, write_image
 from gamax.errors import UserError
+from gamax.evaluation.protocols import to_float
 from gamax.evaluation.restorer import Restorer
 from gamax.files import check_writable
 from gamax.interop.weights import load_weights
@@ -38,7 +39,7 @@ def restore_files(
         weights: a run folder or a weight file.
         tile: `whole`, `auto`, or pixels a side.
         overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
-        compare_tiling: print the largest difference between the tiled and the whole image.
+        compare_tiling: print the largest difference between the tiled and the whole image, before rounding.
         overwrite: replace files that exist.
 
     Raises:
@@ -82,7 +83,7 @@ def restore_files(
                 continue
             written.append(target)
             if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
-                _report_tiling(restorer, image, restored, compare_tiling)
+                _report_tiling(restorer, image, compare_tiling)
     for problem in problems:
         say(f"not restored: {problem}")
     if problems:
@@ -116,13 +117,13 @@ def _restore(restorer: Restorer, image: np.ndarray, progress: Callable[[float], 
     return restored
 
 
-def _report_tiling(tiled: Restorer, image: np.ndarray, restored: np.ndarray, compare: bool) -> None:
+def _report_tiling(tiled: Restorer, image: np.ndarray, compare: bool) -> None:
     note = f"restored in tiles of {tiled.tile} pixels, overlap {tiled.overlap}"
     if tiled.model.global_statistics:
         note += "; the network's means are those of each tile (--tile whole gives its exact result)"
     if compare:
-        whole = _restore(Restorer(tiled.model, tiled.params), image, lambda part: None)
-        white = np.iinfo(image.dtype).max
-        difference = np.abs(restored.astype(np.int32) - whole.astype(np.int32))
-        note += f"; largest difference from whole {difference.max() / white:.5f}, mean {difference.mean() / white:.7f}"
+        # Before rounding, which would turn the smallest difference into a whole grey level.
+        colours = to_float(to_rgb(image))
+        difference = 255 * np.abs(tiled(colours) - Restorer(tiled.model, tiled.params)(colours))
+        note += f"; largest difference from whole {difference.max():.4f} of 255, mean {difference.mean():.6f}"
     say(note)
