@@ -6,7 +6,7 @@ import contextlib
 import io
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -71,8 +71,8 @@ def prepare(config: DataConfig) -> PreparedDataset:
         # Without a name, a dictionary of all splits.
         splits: Any = builder.as_data_source()
         return PreparedDataset(
-            train=_StoredExamples(splits["train"]),
-            test=_StoredExamples(splits["test"]) if "test" in splits else None,
+            train=_Examples(splits["train"], _named),
+            test=_Examples(splits["test"], _named) if "test" in splits else None,
             fingerprint=image_set.name.rpartition("_")[2],
             num_train_images=metadata["num_train_images"],
         )
@@ -136,43 +136,30 @@ def _quiet_tfds() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-class _StoredExamples(Sequence[Example]):
-    """The records of a tfds data source, with names as text."""
+class _Examples(Sequence[Example]):
+    """Examples that are made from stored items when they are asked for."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]]):
-        self._records = records
+    def __init__(self, items: Sequence[Any], read: Callable[[Any], Example]):
+        self._items = items
+        self._read = read
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._items)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        record = self._records[range(len(self))[index]]
-        return {**record, "name": record["name"].decode()}
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return [self._read(self._items[position]) for position in positions]
+        return self._read(self._items[positions])
 
 
-class _FolderExamples(Sequence[Example]):
-    """Examples that are read when they are asked for."""
-
-    def __init__(self, files: Sequence[ExampleFiles]):
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [read_example(files) for files in self._files[index]]
-        return read_example(self._files[index])
+def _named(record: Mapping[str, Any]) -> Example:
+    """A record of a tfds data source, with its name as text."""
+    return {**record, "name": record["name"].decode()}
 
 
 def folder_examples(folder: str | Path, paired: bool) -> Sequence[Example]:
@@ -181,7 +168,7 @@ def folder_examples(folder: str | Path, paired: bool) -> Sequence[Example]:
     The listing is checked at once: `UserError` when the folder is missing or empty or a partner is missing. Reading an
     example raises `UserError` when its file is no image; `check_folder` finds those beforehand.
     """
-    return _FolderExamples(list_examples(Path(folder).expanduser(), paired))
+    return _Examples(list_examples(Path(folder).expanduser(), paired), read_example)
 
 
 @dataclass(frozen=True)
