@@ -13,6 +13,7 @@ import tyro
 
 from gamax.console import print_table, progress_bar, say
 from gamax.data.datasets import folder_examples
+from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import TABLE_COLUMNS, check_examples, evaluate
 from gamax.evaluation.pictures import save_comparison
@@ -20,7 +21,6 @@ from gamax.evaluation.protocols import PROTOCOLS, find_protocol
 from gamax.evaluation.restorer import Restorer
 from gamax.files import check_writable, write_json
 from gamax.interop.weights import find_weights, load_weights, sha256
-from gamax.training import run_folder
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def main(arguments: Arguments) -> None:
         "data": str(arguments.data),
         "weights": str(weights),
         "weights_sha256": sha256(weights),
-        "shapes_compiled": len(restorer.shapes),
+        "sizes": len({(row["height"], row["width"]) for row in evaluation.rows}),
         "seconds": time.monotonic() - started,
-        "versions": run_folder.versions(),
-        "environment": run_folder.environment(),
+        "versions": versions(),
+        "environment": environment(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, record)

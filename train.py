@@ -1,6 +1,6 @@
 """Trains one experiment: `python train.py configs/quickstart.py [--optimizer.learning-rate 5e-4 ...]`.
 
-The same command resumes a run that was interrupted, and prints the result of one that is finished.
+The same command resumes a run that was interrupted, and evaluates one that is finished again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gamax import config
 from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare
+from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
 from gamax.evaluation.pictures import save_comparison
@@ -54,26 +55,23 @@ def main(arguments: list[str]) -> None:
     say(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
     say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
 
-    def score(params: Any) -> Evaluation:
+    def evaluate_params(params: Any) -> Evaluation:
         return evaluate(Restorer(model, params), examples, protocol)
-
-    def validate(params: Any) -> dict[str, float]:
-        scores = score(params)
-        return {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
 
     with run_folder.open_run(run_dir, experiment):
         with closing(Checkpoints(run_dir / "checkpoints", experiment.training.checkpoints_kept)) as checkpoints:
-            params, seconds = train(experiment, model, dataset, mesh, run_dir, checkpoints, validate)
+            params, seconds = train(experiment, model, dataset, mesh, run_dir, checkpoints, evaluate_params)
         weights_sha256 = save_weights(run_dir / WEIGHTS_NAME, params, chosen.name, chosen.overrides, dtype=chosen.dtype)
 
-        scores = score(params)
+        scores = evaluate_params(params)
         save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
         result = {
             **scores.record(),
             "steps": experiment.training.steps,
             "seconds": seconds,
             "weights_sha256": weights_sha256,
-            "versions": run_folder.versions(),
+            "versions": versions(),
+            "environment": environment(),
         }
         write_json(run_dir / "result.json", result)
     print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ class Restore:
     weights: Path
     """A run folder or a weight file."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """A file for one image, or a folder, where the names are kept; the default is NAME_restored beside each image."""
+    """A file for one image, or a folder, where the names are kept; the default for one image is NAME_restored."""
     tile: str = "auto"
     """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
     overlap: int | None = None
@@ -120,6 +121,8 @@ class Bench:
         for model in self.models:
             variant(model)
         if self.output:
+            if self.output.is_dir():
+                raise UserError(f"--output must be a file, not the folder '{self.output}'")
             check_writable(self.output.parent)
             self.output.parent.mkdir(parents=True, exist_ok=True)
         sizes = [_parse_size(size) for size in self.sizes]
@@ -150,15 +153,16 @@ class Bench:
 
 
 def _parse_size(size: str) -> tuple[int, int]:
-    height, _, width = size.partition("x")
-    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 2):
+    match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    if min(height, width) < 2:
         raise UserError(f"'{size}' is not a size; write HEIGHTxWIDTH, for example 256x256")
-    return int(height), int(width)
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
 class DataCheck:
-    """Reads every image of a folder and reports what a training or an evaluation would stumble over."""
+    """Reads every image of a folder and lists what is unreadable, unpaired or mixed in bit depth."""
 
     folder: tyro.conf.Positional[Path]
     """The images, or `input/` and `target/`, or `train/` and `test/` with either below them."""
@@ -168,7 +172,7 @@ class DataCheck:
         from gamax.data.datasets import check_folder
 
         parts = [part for name in ("train", "test") if (part := self.folder / name).is_dir()]
-        problems = 0
+        problems, bit_depths = 0, set()
         for folder in parts or [self.folder]:
             paired = (folder / "input").is_dir() or (folder / "target").is_dir()
             summary = check_folder(folder, paired)
@@ -181,6 +185,10 @@ class DataCheck:
             for problem in summary.problems:
                 say(f"problem: {problem}")
             problems += len(summary.problems)
+            bit_depths |= set(summary.bit_depths)
+        if len(bit_depths) > 1 and parts:
+            say(f"problem: the parts differ in bit depth ({' and '.join(map(str, sorted(bit_depths)))}); convert one")
+            problems += 1
         if problems:
             raise UserError(f"'{self.folder}' has {problems} problem(s), listed above")
         say("every image is readable")

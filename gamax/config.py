@@ -218,6 +218,8 @@ def load(path: str | Path) -> Experiment:
         raise UserError(f"'{path}' is neither a Python configuration file (.py) nor a resolved one (.json)")
     try:
         experiment = runpy.run_path(str(path)).get("experiment")
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"'{path}' cannot be run as Python ({error})") from error
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
@@ -344,7 +346,7 @@ def check(experiment: Experiment) -> None:
             "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
             "training.batch_size": (training.batch_size >= 1, "be at least 1"),
             "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
-            "training.seed": (training.seed >= 0, "not be negative"),
+            "training.seed": (0 <= training.seed < 2**32, "be from 0 to below 2^32"),
             "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),
             "training.checkpoints_kept": (training.checkpoints_kept >= 1, "be at least 1"),
             "training.max_skipped_steps": (training.max_skipped_steps >= 1, "be at least 1"),

@@ -204,7 +204,7 @@ VIOLATIONS = {
     "training.steps": [0],
     "training.batch_size": [0],
     "training.ema_decay": [0.0, 1.0],
-    "training.seed": [-1],
+    "training.seed": [-1, 2**32],
     "training.checkpoint_every": [0],
     "training.checkpoints_kept": [0],
     "training.max_skipped_steps": [0],
@@ -301,10 +301,18 @@ def test_a_python_file_with_a_value_of_the_wrong_type_names_the_field(expression
         parse([str(write(tmp_path, expression))], "train.py")
 
 
+@pytest.mark.parametrize("text", ["import nothing_of_this_name\n", "experiment = Experiment(\n"])
+def test_a_python_file_that_cannot_run_is_named(text, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"mine.py' cannot be run as Python"):
+        load(path)
+
+
 def test_other_errors_in_a_python_file_keep_their_traceback(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("import nothing_of_this_name\n")
-    with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
+    path.write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
         load(path)
 
 
@@ -336,6 +344,7 @@ def test_the_configurations_that_come_with_the_package_are_valid():
     paths = sorted(folder.glob("*.py"))
     assert paths
     for path in paths:
-        experiment, name = parse([str(path)], "train.py")
+        source = ["--data.source", "pairs"] if path.stem == "paired" else []
+        experiment, name = parse([str(path), *source], "train.py")
         assert name == path.stem
         assert from_dict(to_dict(experiment)) == experiment

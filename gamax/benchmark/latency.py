@@ -49,8 +49,8 @@ def run_case(case: Case) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from gamax.benchmark.cost import model_multiply_adds
+    from gamax.environment import environment, versions
     from gamax.models import abstract_params, count_parameters, create_model
-    from gamax.training.run_folder import environment
 
     matmul = {"fp32-strict": "highest", "tf32": "tensorfloat32", "bf16": "default"}[case.precision]
     jax.config.update("jax_default_matmul_precision", matmul)
@@ -91,6 +91,7 @@ def run_case(case: Case) -> dict[str, Any]:
         **_memory(compiled, jax.devices()[0]),
         "parameters": count_parameters(abstract),
         "multiply_adds": model_multiply_adds(model, abstract, case.height, case.width, case.batch),
+        "versions": versions(),
         "environment": environment(),
     }
 

@@ -18,6 +18,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gamax.errors import UserError
+
 
 @jax.custom_vjp
 def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 c"]) -> Float[Array, "b h w c"]:
@@ -107,6 +109,10 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Convolves `x`; with `depthwise` the number of channels must be `features`."""
         size, channels = self.kernel_size, x.shape[-1]
+        if size % 2 == 0:
+            raise UserError(f"kernel_size must be odd, not {size}")
+        if self.depthwise and channels != self.features:
+            raise UserError(f"a depth-wise convolution of {channels} channels cannot give {self.features} features")
         inputs = 1 if self.depthwise else channels
         init = self.initializer or torch_uniform(size * size * inputs)
         kernel = self.param("kernel", init, (size, size, inputs, self.features), self.param_dtype)

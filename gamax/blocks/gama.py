@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import conv, torch_uniform
+from gamax.errors import UserError
 
 
 class GAMA(nn.Module):
@@ -32,12 +33,18 @@ class GAMA(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Maps features to features of the same shape; the means are taken in float32."""
         size = self.kernel_size
-        result = x = x.astype(self.dtype or x.dtype)
-        for name, axis in (("channel", 3), ("height", 1), ("width", 2)):
-            kernel = self.param(f"{name}_kernel", torch_uniform(size * size), (size, size), self.param_dtype)
+        if size % 2 == 0:
+            raise UserError(f"kernel_size must be odd, not {size}")
+        kernels = [
+            self.param(f"{name}_kernel", torch_uniform(size * size), (size, size), self.param_dtype)
+            for name in ("channel", "height", "width")
+        ]
+        x, *kernels = nn.dtypes.promote_dtype(x, *kernels, dtype=self.dtype)
+        result = x
+        for kernel, axis in zip(kernels, (3, 1, 2), strict=True):
             mean = x.mean(axis, dtype=jnp.float32).astype(x.dtype)
             # Not by shifting and adding: XLA would fuse the taps into the sum below and compute the filter again
             # for every element along `axis`.
-            filtered = conv(mean[..., None], kernel[:, :, None, None].astype(mean.dtype))[..., 0]
+            filtered = conv(mean[..., None], kernel[:, :, None, None])[..., 0]
             result = result + jnp.expand_dims(filtered, axis)
         return result

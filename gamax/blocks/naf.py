@@ -12,12 +12,22 @@ from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import Conv
 from gamax.blocks.normalization import LayerNorm
+from gamax.errors import UserError
 
 
 def simple_gate(x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
     """The first half of the channels times the second: `[B, H, W, 2 C]` to `[B, H, W, C]`."""
     first, second = jnp.split(x, 2, axis=-1)
     return first * second
+
+
+def check_mixer(mixer: object) -> None:
+    """Raises `UserError` unless `mixer` is None or makes a module when it is called without arguments."""
+    if mixer is not None and (isinstance(mixer, nn.Module) or not callable(mixer)):
+        raise UserError(
+            f"mixer must be a module class such as GAMA, or a function that makes one such as lambda: "
+            f"GAMA(kernel_size=5), not {mixer!r}"
+        )
 
 
 class NAFBlock(nn.Module):
@@ -36,6 +46,7 @@ class NAFBlock(nn.Module):
 
     def setup(self) -> None:
         """Names the mixer's parameters `mixing`, whichever module it is."""
+        check_mixer(self.mixer)
         self.mixing = self.mixer() if self.mixer else None
 
     @nn.compact

@@ -22,11 +22,11 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalises every pixel; the output has `dtype`, or the dtype of `x` where that is None."""
+        """Normalises every pixel; the output has `dtype`, or what `x` and the parameters promote to."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         centred = x.astype(jnp.float32)
         centred = centred - centred.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normalised = centred * lax.rsqrt(variance + self.epsilon) * scale + bias
-        return normalised.astype(self.dtype or x.dtype)
+        return normalised.astype(nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype))

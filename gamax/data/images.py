@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from gamax.files import replace_atomically
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 """File names that count as images, whatever the case of their letters."""
 
-_WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-_WRITABLE_16_BIT = (".png", ".tif", ".tiff")
+_WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
+_WRITABLE_16_BIT = (".png", ".tif", ".tiff", ".ppm")
 _WRITABLE_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -81,6 +82,18 @@ def _is_cut_short(data: bytes) -> bool:
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """Turns `[H, W, C]` with C in {1, 3, 4} into `[H, W, 3]` of the same type: gray repeated, alpha dropped."""
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else np.ascontiguousarray(image[..., :3])
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """Turns an 8- or 16-bit image into float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+
+
+def to_integers(image: np.ndarray, dtype: type[np.integer] | np.dtype[Any] = np.uint8) -> np.ndarray:
+    """Clamps a float image to [0, 1] and rounds it to 8 or 16 bits."""
+    white = np.iinfo(dtype).max
+    scaled = np.clip(image, 0, 1) * np.asarray(image).dtype.type(white)
+    return np.rint(scaled).astype(dtype)
 
 
 def encode_image(image: np.ndarray, suffix: str) -> bytes:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gamax.data.examples import Example
+from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 from gamax.evaluation.metrics import psnr, ssim_valid
 from gamax.evaluation.pictures import Comparison
-from gamax.evaluation.protocols import Protocol, protocol_input, to_float, to_uint8
+from gamax.evaluation.protocols import Protocol, protocol_input
 from gamax.evaluation.restorer import Restorer
 
 SMALLEST_SIDE = 11
@@ -139,14 +140,21 @@ def _check_example(examples: Sequence[Example], protocol: Protocol, index: int) 
 
 
 def _score(restorer: Restorer, example: Example, protocol: Protocol) -> tuple[dict[str, Any], Comparison]:
-    target = to_uint8(to_float(example["target"]))
+    name, target = example["name"], to_integers(to_float(example["target"]))
     degraded = to_float(example["input"]) if protocol.paired else protocol_input(protocol, example["target"])
-    restored = to_uint8(restorer(degraded))
+    output = restorer(degraded)
+    if not np.isfinite(output).all():
+        raise UserError(f"the network's output for '{name}' is not finite: its training has diverged")
+    restored = to_integers(output)
+    # The input is scored as the network gets it, unrounded and unclipped; of integers without a detour by float32.
+    scored = example["input"] if protocol.paired else degraded
+    white = np.iinfo(scored.dtype).max if protocol.paired else 1.0
     row = {
-        "name": example["name"],
-        # The input is scored as the network gets it, unclipped, on the same scale.
-        "psnr_input": psnr(degraded * np.float64(protocol.peak), target, protocol.peak),
+        "name": name,
+        "height": target.shape[0],
+        "width": target.shape[1],
+        "psnr_input": psnr(scored * np.float64(protocol.peak / white), target, protocol.peak),
         "psnr": psnr(restored, target, protocol.peak),
         "ssim": ssim_valid(restored, target, protocol.peak),
     }
-    return row, Comparison(example["name"], to_uint8(degraded), restored, target, row["psnr_input"], row["psnr"])
+    return row, Comparison(name, to_integers(degraded), restored, target, row["psnr_input"], row["psnr"])

@@ -30,7 +30,9 @@ def save_comparison(path: Path, rows: Sequence[Comparison], size: int = 256) -> 
 
     height = min([size, *(row.target.shape[0] for row in rows)])
     width = min([size, *(row.target.shape[1] for row in rows)])
-    figure = Figure(figsize=(9, (3 * height / width + 0.45) * len(rows)), dpi=width / 2.9, layout="constrained")
+    size_inches = (9, (3 * height / width + 0.45) * len(rows))
+    # One pixel of the image to about one of the picture, but never too few for the captions.
+    figure = Figure(size_inches, dpi=max(width / 2.9, 60), layout="constrained")
     for row, axes in zip(rows, figure.subplots(len(rows), 3, squeeze=False), strict=True):
         panels = (
             (row.degraded, f"{row.name}: input, {row.psnr_degraded:.2f} dB"),

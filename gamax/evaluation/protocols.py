@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from gamax.data.images import to_float
 from gamax.errors import UserError, nearest
 
 
@@ -66,16 +67,6 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name]
-
-
-def to_float(image: Shaped[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """An 8- or 16-bit image as float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-
-
-def to_uint8(image: Float[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w c"]:
-    """A float image in [0, 1] clamped and rounded to 8 bits."""
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:

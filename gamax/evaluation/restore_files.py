@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gamax.console import progress_bar, say
-from gamax.data.images import check_format, read_image, to_rgb, write_image
+from gamax.data.images import SUFFIXES, check_format, read_image, to_float, to_rgb, write_image
 from gamax.errors import UserError
-from gamax.evaluation.protocols import to_float
 from gamax.evaluation.restorer import Restorer
 from gamax.files import check_writable
 from gamax.interop.weights import load_weights
@@ -35,7 +34,7 @@ def restore_files(
     Args:
         sources: image files; grey, alpha and 16 bits survive.
         output: a file for a single source, else a folder in which the names are kept; None writes NAME_restored
-            beside each source.
+            beside a single source.
         weights: a run folder or a weight file.
         tile: `whole`, `auto`, or pixels a side.
         overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
@@ -54,7 +53,7 @@ def restore_files(
         raise UserError(f"'{existing[0]}' exists already; choose another --output or add --overwrite")
     for folder in {target.parent for target in targets}:
         check_writable(folder)
-    if tile not in ("auto", "whole") and not tile.isdigit():
+    if tile not in ("auto", "whole") and not (tile.isascii() and tile.isdecimal()):
         raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
     model, params = load_weights(weights)
     whole = Restorer(model, params)
@@ -82,6 +81,8 @@ def restore_files(
                 advance(1.0)
                 continue
             written.append(target)
+            if _has_colour_profile(source):
+                say(f"the colour profile of '{source.name}' was not kept: its colours may look different")
             if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
                 _report_tiling(restorer, image, compare_tiling)
     for problem in problems:
@@ -94,12 +95,13 @@ def restore_files(
 
 def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
     """The file to write for every source."""
-    if output is None:
-        return [source.with_name(f"{source.stem}_restored{source.suffix}") for source in sources]
-    if len(sources) == 1 and output.suffix and not output.is_dir():
+    is_file = output is not None and output.suffix.lower() in SUFFIXES and not output.is_dir()
+    if len(sources) == 1 and output is None:
+        return [sources[0].with_name(f"{sources[0].stem}_restored{sources[0].suffix}")]
+    if len(sources) == 1 and output is not None and is_file:
         return [output]
-    if output.suffix and not output.is_dir():
-        raise UserError(f"--output '{output}' is one file, but there are {len(sources)} images; give a folder")
+    if output is None or is_file:
+        raise UserError(f"there are {len(sources)} images to restore: name a folder for them with --output")
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -115,6 +117,13 @@ def _restore(restorer: Restorer, image: np.ndarray, progress: Callable[[float], 
     if image.shape[2] == 4:
         return np.concatenate([restored, image[:, :, 3:]], axis=2)
     return restored
+
+
+def _has_colour_profile(path: Path) -> bool:
+    """Whether a JPEG, PNG or WebP file says how its colours are to be understood."""
+    with path.open("rb") as file:
+        start = file.read(2**16)
+    return any(mark in start for mark in (b"ICC_PROFILE\0", b"iCCP", b"ICCP"))
 
 
 def _report_tiling(tiled: Restorer, image: np.ndarray, compare: bool) -> None:

@@ -13,9 +13,12 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 
 Image = Shaped[np.ndarray, "h w c"]
+
+LARGEST_FLOAT = 10.0
 
 OVERLAP = 96
 """Default overlap of tiles in pixels; `docs/tiling.md` says what it leaves."""
@@ -37,28 +40,30 @@ class Restorer:
     """
 
     model: nn.Module
-    params: Any
+    params: Any = field(repr=False)
     tile: int | None = None
     """Side of the square tiles in pixels, a multiple of the network's `size_multiple`; None for whole images."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share: the outer quarters are discarded, the inner half blended. None means 96, or
     a quarter of a smaller tile."""
-    shapes: set[tuple[int, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Shapes that the network was given so far: it is compiled once for each."""
 
     def __post_init__(self) -> None:
-        if self.tile is None:
-            return
         # Then every tile sees the same phase of the network's resampling.
         multiple = self.model.size_multiple
+        if self.tile is None:
+            return
         if self.tile < multiple or self.tile % multiple:
             raise UserError(f"tile must be a multiple of {multiple}, not {self.tile}")
-        if self.overlap is None:
-            object.__setattr__(self, "overlap", min(OVERLAP, self.tile // 4) // multiple * multiple)
-        elif not 0 <= self.overlap <= self.tile // 2 or self.overlap % multiple:
+        if not 0 <= self._overlap <= self.tile // 2 or self._overlap % multiple:
             raise UserError(
                 f"overlap must be a multiple of {multiple} from 0 to half the tile of {self.tile}, not {self.overlap}"
             )
+
+    @property
+    def _overlap(self) -> int:
+        if self.overlap is not None or self.tile is None:
+            return self.overlap or 0
+        return min(OVERLAP, self.tile // 4) // self.model.size_multiple * self.model.size_multiple
 
     @classmethod
     def from_weights(cls, run_or_file: str | Path, **options: Any) -> Restorer:
@@ -77,20 +82,19 @@ class Restorer:
             UserError: if the image is of another type or shape, or a side is shorter than 2 pixels.
         """
         floating = np.issubdtype(image.dtype, np.floating)
-        if image.ndim != 3 or not (floating or image.dtype in (np.uint8, np.uint16)):
+        if image.ndim != 3 or image.shape[2] != 3 or not (floating or image.dtype in (np.uint8, np.uint16)):
             raise UserError(
-                f"an image must be [H, W, C], floats in [0, 1] or 8- or 16-bit integers, not {image.dtype} of shape "
-                f"{list(image.shape)}"
+                f"an image must be RGB [H, W, 3], floats in [0, 1] or 8- or 16-bit integers, not {image.dtype} of "
+                f"shape {list(image.shape)}"
             )
-        if image.size == 0 or min(image.shape[:2]) < 2:
+        if min(image.shape[:2]) < 2:
             raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
-        if floating:
-            return self._restore(image.astype(np.float32), progress)
-        white = np.iinfo(image.dtype).max
-        restored = self._restore(image.astype(np.float32) / np.float32(white), progress)
-        np.clip(restored, 0, 1, out=restored)
-        restored *= white
-        return np.rint(restored, out=restored).astype(image.dtype)
+        if not floating:
+            return to_integers(self._restore(to_float(image), progress), image.dtype)
+        # Unclipped noise leaves [0, 1], but not by this much.
+        if np.abs(image).max() > LARGEST_FLOAT:
+            raise UserError(f"a float image must be in [0, 1], but this one has values up to {np.abs(image).max():g}")
+        return self._restore(image.astype(np.float32), progress)
 
     def settings(self) -> dict[str, Any]:
         """Everything beyond the weights that the result depends on, for result files."""
@@ -100,20 +104,16 @@ class Restorer:
             "matmul_precision": flags.jax_default_matmul_precision or "backend default",
             "padding": f"right and bottom to a multiple of {self.model.size_multiple}, reflected",
             "tile": self.tile,
-            "overlap": self.overlap,
+            "overlap": self._overlap if self.tile else None,
         }
-
-    def _apply(self, images: np.ndarray) -> jax.Array:
-        self.shapes.add(images.shape)
-        return apply_network(self.model, self.params, images)
 
     def _restore(self, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
         if self.tile is None or max(image.shape[:2]) <= self.tile:
             # A copy, as JAX's arrays share their memory with NumPy read-only.
-            restored = np.array(self._apply(image[None])[0])
+            restored = np.array(apply_network(self.model, self.params, image[None])[0])
             progress(1.0)
             return restored
-        return self._restore_tiles(image, self.tile, self.overlap or 0, progress)
+        return self._restore_tiles(image, self.tile, self._overlap, progress)
 
     def _restore_tiles(
         self, image: np.ndarray, tile: int, overlap: int, progress: Callable[[float], object]
@@ -129,7 +129,7 @@ class Restorer:
         grid = [(top, left) for top in rows for left in columns]
         pending: partial[None] | None = None
         for index, (top, left) in enumerate(grid):
-            restored = self._apply(padded[None, top : top + tile, left : left + tile])
+            restored = apply_network(self.model, self.params, padded[None, top : top + tile, left : left + tile])
             # While the device computes this tile the host blends the one before; more would only take memory.
             if pending is not None:
                 pending()

@@ -29,7 +29,11 @@ def save_weights(
     from safetensors.flax import save
 
     tensors = {name: jnp.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
-    description = json.dumps({"model": model_name, "overrides": dict(overrides), "dtype": dtype}, sort_keys=True)
+    _check_fit("the tree of parameters", model_name, create_model(model_name, **overrides), tensors)
+    try:
+        description = json.dumps({"model": model_name, "overrides": dict(overrides), "dtype": dtype}, sort_keys=True)
+    except TypeError as error:
+        raise UserError(f"overrides that JSON cannot hold cannot be saved ({error}); use names and numbers") from error
     content = save(tensors, metadata={"gamax": description})
     replace_atomically(Path(path), content)
     return hashlib.sha256(content).hexdigest()
@@ -79,16 +83,20 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
     model = create_model(name, **{**options, **overrides})
+    _check_fit(f"'{path}'", name, model, tensors)
+    return model, unflatten_dict(tensors, sep="/")
+
+
+def _check_fit(what: str, name: str, model: nn.Module, tensors: Mapping[str, Any]) -> None:
     abstract: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
     expected = {key: leaf.shape for key, leaf in abstract.items()}
     found = {key: value.shape for key, value in tensors.items()}
     if found != expected:
         different = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
         raise UserError(
-            f"'{path}' does not fit {name}: {len(different)} of {len(expected)} arrays differ, first '{different[0]}' "
-            f"(file {found.get(different[0])}, network {expected.get(different[0])})"
+            f"{what} does not fit {name}: {len(different)} of {len(expected)} arrays differ, first '{different[0]}' "
+            f"(given {found.get(different[0])}, network {expected.get(different[0])})"
         )
-    return model, unflatten_dict(tensors, sep="/")
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gamax.blocks import MIXERS, Conv, NAFBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from gamax.blocks import MIXERS, Conv, NAFBlock, check_mixer, pad_to_multiple, pixel_shuffle, pixel_unshuffle
 from gamax.errors import UserError, nearest
 
 
@@ -40,10 +40,12 @@ class GAMAIR(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.mixer is not None and not callable(self.mixer) and self.mixer not in MIXERS:
-            raise UserError(f"unknown mixer {nearest(str(self.mixer), MIXERS)}")
+        if not isinstance(self.mixer, str):
+            check_mixer(self.mixer)
+        elif self.mixer not in MIXERS:
+            raise UserError(f"unknown mixer {nearest(self.mixer, MIXERS)}")
         if self.spatial_conv not in ("depthwise", "dense"):
-            raise UserError(f"unknown spatial_conv {nearest(self.spatial_conv, ('depthwise', 'dense'))}")
+            raise UserError(f"unknown spatial_conv {nearest(str(self.spatial_conv), ('depthwise', 'dense'))}")
         if self.width < 2 or self.width % 2 or self.levels < 1 or self.blocks_per_level < 1:
             raise UserError(
                 "GAMA-IR needs an even width of at least 2, and levels and blocks_per_level of at least 1, not "

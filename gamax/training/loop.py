@@ -18,6 +18,7 @@ from gamax.console import progress_bar, say
 from gamax.data.datasets import PreparedDataset
 from gamax.data.pipeline import training_batches
 from gamax.errors import UserError
+from gamax.evaluation.evaluate import Evaluation
 from gamax.training.checkpoints import Checkpoints
 from gamax.training.optimizer import make_optimizer
 from gamax.training.run_folder import MetricsLog
@@ -33,7 +34,7 @@ def train(
     mesh: Mesh,
     run_dir: Path,
     checkpoints: Checkpoints,
-    evaluate_params: Callable[[Any], dict[str, float]],
+    evaluate_params: Callable[[Any], Evaluation],
 ) -> tuple[Any, float]:
     """Trains, or finishes training that was interrupted.
 
@@ -44,7 +45,7 @@ def train(
         mesh: the devices.
         run_dir: the run folder, already opened.
         checkpoints: those of the run.
-        evaluate_params: scores parameters; called every `evaluation.every` steps, its values are logged.
+        evaluate_params: scores parameters; called every `evaluation.every` steps, its means are logged.
 
     Returns:
         The parameters to use (their moving average if the run keeps one), and the seconds spent in training, over all
@@ -87,15 +88,12 @@ def train(
     batches = training_batches(
         dataset.train,
         patch_size=experiment.data.patch_size,
-        batch_size=training.batch_size // jax.process_count(),
+        batch_size=training.batch_size,
         seed=training.seed,
         threads=experiment.data.loader_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
-    # One batch a step, whatever the number of hosts: the position in the data follows from the step.
+    # One batch a step: the position in the data follows from the step.
     batches.set_state({"next_index": step})
-    to_device = partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
     log = MetricsLog(run_dir, step, experiment.logging.tensorboard)
 
     # Moved forward by the time that evaluations take, which is not training.
@@ -104,7 +102,7 @@ def train(
     bar = progress_bar("training", training.steps, "images", step, training.batch_size)
     with closing(batches), closing(log), bar as update:
         while step < training.steps:
-            state, metrics = train_step(state, jax.tree.map(to_device, next(batches)))
+            state, metrics = train_step(state, jax.device_put(next(batches), batch_sharding(mesh)))
             step += 1
             last = step == training.steps
 
@@ -116,16 +114,17 @@ def train(
                 values["samples"] = step * training.batch_size
                 values["images_per_second"] = (step - logged_step) * training.batch_size / (now - logged_at)
                 logged_at, logged_step = now, step
-                if values["skipped"] >= training.max_skipped_steps:
+                if values["skipped"] >= (1 if last else training.max_skipped_steps):
                     raise UserError(
-                        f"the gradient was not finite in the last {values['skipped']:.0f} steps before step {step}; "
+                        f"the gradient was not finite in the last {values['skipped']:.0f} step(s), up to step {step}; "
                         f"start again in another --logging.run-dir with a lower optimizer.learning_rate"
                     )
             update(step, note)
 
             if experiment.evaluation.every and step % experiment.evaluation.every == 0 and not last:
                 before = time.monotonic()
-                values |= evaluate_params(result_params(state))
+                scores = evaluate_params(result_params(state))
+                values |= {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
                 paused = time.monotonic() - before
                 started, logged_at = started + paused, logged_at + paused
             if values:

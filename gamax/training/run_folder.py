@@ -4,54 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from gamax.config import Experiment, to_dict
+from gamax.environment import environment, versions
 from gamax.errors import UserError
 from gamax.files import check_writable, lock, replace_atomically, write_json
 
-PACKAGES = ("gamax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
 CHANGEABLE = {"prepared_dir", "loader_threads", "checkpoint_every", "checkpoints_kept", "max_skipped_steps"}
 """Fields of data and training that change no number, so a run may be resumed with other values."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def environment() -> dict[str, Any]:
-    """Everything about the machine and the source that a figure may depend on."""
-    return {
-        "versions": versions(),
-        "command": sys.argv,
-        "platform": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "processes": jax.process_count(),
-        "cpu_count": os.cpu_count(),
-        "gamax_commit": _commit(),
-        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ},
-    }
-
-
-def _commit() -> str | None:
-    """The commit of a checkout of gamax, with `-dirty` if it was changed; None for an installed package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def check_run(run_dir: Path, experiment: Experiment) -> None:
@@ -88,7 +51,7 @@ def open_run(run_dir: Path, experiment: Experiment) -> Iterator[None]:
         write_json(run_dir / "config.json", to_dict(experiment))
         path = run_dir / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
-        write_json(path, [*starts, environment()])
+        write_json(path, [*starts, {"versions": versions(), **environment()}])
         yield
 
 

@@ -20,7 +20,9 @@ FORMULAS = {
 @pytest.mark.parametrize("channels", [16, 42, 80])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_parameters_follow_the_formula(name, channels):
-    variables = jax.eval_shape(MIXERS[name]().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 4, channels), float))
+    variables = jax.eval_shape(
+        MIXERS[name]().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4, 4, channels), np.float32)
+    )
     assert count_parameters(variables["params"]) == FORMULAS[name](channels)
 
 

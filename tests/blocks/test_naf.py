@@ -11,6 +11,7 @@ import oracles
 import pytest
 
 from gamax.blocks import GAMA, MIXERS, NAFBlock, SimplifiedChannelAttention, simple_gate
+from gamax.errors import UserError
 from gamax.models import count_parameters
 
 
@@ -99,3 +100,18 @@ def test_a_users_mixer_stands_between_gate_and_projection(random_params):
     result = jax.jit(NAFBlock(Doubling).apply)({"params": params}, x)
     expected = jax.jit(NAFBlock().apply)({"params": without}, x)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", [GAMA(), "gama", 3])
+def test_a_mixer_that_makes_no_module_is_named(mixer):
+    with pytest.raises(UserError, match="mixer must be a module class such as GAMA"):
+        NAFBlock(mixer).init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+
+
+def test_a_block_works_inside_nnx():
+    from flax import nnx
+
+    images = jax.random.normal(jax.random.key(0), (1, 6, 5, 4))
+    module = nnx.bridge.ToNNX(NAFBlock(GAMA), rngs=nnx.Rngs(0)).lazy_init(images)
+    # A fresh block is the identity.
+    np.testing.assert_allclose(module(images), images, atol=1e-6)

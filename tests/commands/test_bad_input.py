@@ -215,6 +215,17 @@ def test_eval_checks_its_output_first(fails, tmp_path, tiny_workspace, output):
     assert output.rpartition("/")[0] in fails("eval.py", tiny_workspace / "runs/quickstart", *arguments)
 
 
+def test_a_run_that_diverges_has_no_result(fails, tmp_path, capsys):
+    huge = ("--optimizer.learning-rate", "1e30", "--training.steps", "4")
+    network = ("--model.overrides", "width=4", "depth=3", "levels=1", "blocks_per_level=1")
+    with pytest.raises(AssertionError):
+        # It leaves its run folder, unlike the other failures here.
+        fails("train.py", *train_arguments(tmp_path, *huge, *network))
+    assert "the gradient was not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run/result.json").exists()
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
 def test_two_processes_in_one_run_folder(fails, tmp_path, tiny_workspace):
     run = tiny_workspace / "runs/quickstart"
     with lock(run, wait=False):
@@ -223,7 +234,7 @@ def test_two_processes_in_one_run_folder(fails, tmp_path, tiny_workspace):
 
 def test_restore_checks_the_format_first(fails, tmp_path, tiny_workspace):
     photo, run = image(tmp_path / "photo.png"), tiny_workspace / "runs/quickstart"
-    assert "out.xyz" in fails("gamax", "restore", photo, "-o", tmp_path / "new/out.xyz", "--weights", run)
+    assert "out.pgm" in fails("gamax", "restore", photo, "-o", tmp_path / "new/out.pgm", "--weights", run)
 
 
 def test_restore_and_bench_without_anything_to_do(fails, tiny_workspace):

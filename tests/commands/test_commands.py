@@ -7,12 +7,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
+import PIL.ImageCms
 import pytest
 
 from gamax import Restorer
 from gamax.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--model.overrides", "width=4", "depth=3", "levels=1", "blocks_per_level=1"),
+    *("--data.patch-size", "16", "--training.batch-size", "8"),
+    *("--training.steps", "4", "--training.checkpoint-every", "2", "--evaluation.every", "2"),
+]
 
 
 def read(path: Path) -> np.ndarray:
@@ -45,6 +52,25 @@ def test_the_resolved_configuration_can_be_passed_back(tiny_workspace, tmp_path,
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_pairs_in_a_folder_train_and_are_scored_against_their_inputs(tmp_path, train):
+    rng = np.random.default_rng(0)
+    errors = []
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            target = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            degraded = np.clip(target + rng.normal(0, 20, target.shape), 0, 255).astype(np.uint8)
+            for folder, image in (("input", degraded), ("target", target)):
+                (tmp_path / "pairs" / part / folder).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(tmp_path / "pairs" / part / folder / f"{name}.png"), image)
+            errors.append(np.mean((degraded.astype(float) - target) ** 2))
+    folders = ["--data.source", str(tmp_path / "pairs"), "--data.prepared-dir", str(tmp_path / "prepared")]
+    train([str(ROOT / "configs/paired.py"), *TINY, *folders, "--logging.run-dir", str(tmp_path / "run")])
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["protocol"] == "paired-rgb"
+    expected = np.mean([10 * np.log10(255**2 / error) for error in errors[2:]])
+    assert result["psnr_input"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_eval_writes_table_json_and_picture(tiny_workspace, monkeypatch, capsys):
     script = str(ROOT / "eval.py")
     arguments = [str(tiny_workspace / "runs/quickstart"), "--protocol", "gauss-color-25"]
@@ -57,7 +83,7 @@ def test_eval_writes_table_json_and_picture(tiny_workspace, monkeypatch, capsys)
     assert record["protocol"] == "gauss-color-25"
     assert record["protocol_details"]["noise_seed"] == PROTOCOLS["gauss-color-25"].noise_seed == 0
     assert [row["name"] for row in record["per_image"]] == ["a", "b"]
-    assert record["shapes_compiled"] == 1
+    assert record["sizes"] == 1
     assert (record["inference"]["tile"], record["inference"]["dtype"]) == (None, "float32")
     assert read(output.with_suffix(".png")) is not None
     printed = capsys.readouterr().out
@@ -153,3 +179,21 @@ def test_data_prepare_stores_a_folder(gamax, tmp_path, capsys):
     folders = ("--source", tmp_path / "clean", "--prepared-dir", tmp_path / "prepared")
     gamax("data", "prepare", "--dataset", "clean_folder", *folders, *sizes)
     assert "1 training images in 3 cuts" in capsys.readouterr().out
+
+
+def test_data_check_compares_the_parts(gamax, tmp_path, capsys):
+    for part, dtype in (("train", np.uint8), ("test", np.uint16)):
+        (tmp_path / part).mkdir()
+        cv2.imwrite(str(tmp_path / part / "a.png"), np.zeros((20, 30, 3), dtype))
+    with pytest.raises(SystemExit):
+        gamax("data", "check", tmp_path)
+    assert "problem: the parts differ in bit depth (8 and 16)" in capsys.readouterr().out
+
+
+def test_restore_says_that_a_colour_profile_is_lost(tiny_workspace, tmp_path, gamax, capsys):
+    photo = PIL.Image.fromarray(read(tiny_workspace / "photo.png")[..., ::-1])
+    photo.save(
+        tmp_path / "photo.png", icc_profile=PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    )
+    gamax("restore", tmp_path / "photo.png", "--weights", tiny_workspace / "runs/quickstart")
+    assert "the colour profile of 'photo.png' was not kept" in capsys.readouterr().out

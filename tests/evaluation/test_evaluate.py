@@ -9,10 +9,11 @@ import pytest
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
+from gamax.data.images import to_integers
 from gamax.errors import UserError
 from gamax.evaluation.evaluate import PICTURED, TABLE_COLUMNS, check_examples, evaluate
 from gamax.evaluation.metrics import ssim_valid
-from gamax.evaluation.protocols import find_protocol, protocol_input, to_uint8
+from gamax.evaluation.protocols import find_protocol, protocol_input
 from gamax.evaluation.restorer import Restorer
 
 
@@ -67,7 +68,7 @@ def test_a_noise_protocol_makes_its_input_from_the_target(examples):
     noisy = protocol_input(NOISE, target)
     expected = 10 * np.log10(1 / np.mean((noisy.astype(np.float64) - target / 255) ** 2))
     assert row["psnr_input"] == pytest.approx(expected, abs=1e-5)
-    restored = to_uint8(np.float32(0.9) * noisy)
+    restored = to_integers(np.float32(0.9) * noisy)
     assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(target, restored), abs=1e-3)
 
 
@@ -131,3 +132,14 @@ def test_the_record_is_json_also_when_an_image_is_restored_perfectly(examples):
     record = evaluate(perfect, [{"name": "equal", "input": target, "target": target}], PAIRED).record()
     # JSON has no infinity; Python's writer makes one up unless told not to.
     json.dumps(record, allow_nan=False)
+
+
+def test_the_input_of_an_equal_pair_has_no_error(examples):
+    target = examples[0]["target"]
+    row = evaluate(DARKEN, [{"name": "equal", "input": target, "target": target}], PAIRED).rows[0]
+    assert row["psnr_input"] == np.inf
+
+
+def test_an_output_that_is_not_finite_has_no_score(examples):
+    with pytest.raises(UserError, match="output for 'image0' is not finite"):
+        evaluate(Restorer(Darken(np.nan), {}), examples, PAIRED)

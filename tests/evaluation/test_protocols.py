@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from skimage import data
 
+from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 from gamax.evaluation.metrics import psnr
-from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_input, to_float, to_uint8
+from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_input
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_the_noise_is_that_of_the_field(sigma, first_pixel, unclipped, rounded):
     # The figures are printed with all the digits of a float32.
     np.testing.assert_array_equal(noisy[0, 0], np.array(first_pixel, np.float32))
     assert round(psnr(noisy, crop / 255, 1), 6) == unclipped
-    assert round(psnr(to_uint8(noisy), crop, 255), 6) == rounded
+    assert round(psnr(to_integers(noisy), crop, 255), 6) == rounded
 
 
 def test_every_image_has_the_same_noise():
@@ -51,9 +52,9 @@ def test_an_unknown_protocol_names_the_nearest():
         find_protocol("gauss-colour-25")
 
 
-def test_to_uint8_clamps_and_rounds():
+def test_to_integers_clamps_and_rounds():
     values = np.array([[[-0.1, 0.0, 0.4 / 255, 0.6 / 255, 127.6 / 255, 254.4 / 255, 254.6 / 255, 1.0, 7.0]]])
-    np.testing.assert_array_equal(to_uint8(values), [[[0, 0, 0, 1, 128, 254, 255, 255, 255]]])
+    np.testing.assert_array_equal(to_integers(values), [[[0, 0, 0, 1, 128, 254, 255, 255, 255]]])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -61,4 +62,4 @@ def test_white_is_one_and_8_bits_survive_the_way_there_and_back(dtype):
     values = np.linspace(0, np.iinfo(dtype).max, 256).round().astype(dtype).reshape(16, 16, 1)
     floats = to_float(values)
     assert (floats.dtype, floats.min(), floats.max()) == (np.float32, 0, 1)
-    np.testing.assert_array_equal(to_uint8(floats).ravel(), np.arange(256))
+    np.testing.assert_array_equal(to_integers(floats).ravel(), np.arange(256))

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gamax
+from gamax.blocks import SimplifiedChannelAttention
 from gamax.errors import UserError
 from gamax.interop.weights import WEIGHTS_NAME, find_weights, load_weights, save_weights, sha256
 from gamax.models import create_model
@@ -81,9 +82,9 @@ def test_the_package_restores_from_a_run_folder(run, params):
     ("overrides", "message"),
     [
         # The first of the arrays in alphabetical order.
-        ({"width": 6}, r"of 62 arrays differ, first 'bottom_0/channel_expand/bias' \(file \(16,\), network \(24,\)\)"),
-        ({"mixer": None}, r"6 of 56 arrays differ, first 'bottom_0/mixing/weight/bias' \(file \(8,\), network None\)"),
-        ({"depth": 4}, r"18 of 80 arrays differ, first 'bottom_1/channel_expand/bias' \(file None, network \(16,\)\)"),
+        ({"width": 6}, r"of 62 arrays differ, first 'bottom_0/channel_expand/bias' \(given \(16,\), network \(24,\)\)"),
+        ({"mixer": None}, r"6 of 56 arrays differ, first 'bottom_0/mixing/weight/bias' \(given \(8,\), network None\)"),
+        ({"depth": 4}, r"18 of 80 arrays differ, first 'bottom_1/channel_expand/bias' \(given None, network \(16,\)\)"),
     ],
 )
 def test_a_file_for_another_network_names_the_first_array_that_differs(overrides, message, run):
@@ -91,11 +92,17 @@ def test_a_file_for_another_network_names_the_first_array_that_differs(overrides
         load_weights(run, **overrides)
 
 
-def test_a_file_that_lacks_an_array_names_it(tmp_path, params):
+def test_parameters_that_lack_an_array_are_not_saved(tmp_path, params):
     lacking = {name: value for name, value in params.items() if name != "intro"}
-    save_weights(tmp_path / "part.safetensors", lacking, NAME, OVERRIDES)
-    with pytest.raises(UserError, match=r"2 of 62 arrays differ, first 'intro/bias' \(file None"):
-        load_weights(tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"2 of 62 arrays differ, first 'intro/bias' \(given None"):
+        save_weights(tmp_path / "part.safetensors", lacking, NAME, OVERRIDES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mixer_that_has_no_name_cannot_be_saved(tmp_path, params):
+    with pytest.raises(UserError, match="JSON cannot hold"):
+        save_weights(tmp_path / "own.safetensors", params, NAME, {**OVERRIDES, "mixer": SimplifiedChannelAttention})
+    assert not list(tmp_path.iterdir())
 
 
 def file_with_metadata(path: Path, metadata: dict[str, str] | None) -> None:

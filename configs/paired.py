@@ -1,0 +1,16 @@
+"""Restoration learned from your own pairs: a folder with `train/` and `test/`, each with `input/` and `target/`.
+
+Command:  python train.py configs/paired.py --data.source DIR
+Result:   runs/paired/, scored on `test/`; nothing is published for it, as it depends on the pairs
+Time:     about half an hour on 2 CPU cores; minutes on a GPU
+"""
+
+from gamax.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, OptimizerConfig, TrainingConfig
+
+experiment = Experiment(
+    model=ModelConfig(name="gama_ir_tiny"),
+    data=DataConfig(dataset="paired_folder", patch_size=96, encoding="raw"),
+    optimizer=OptimizerConfig(learning_rate=2e-3, gradient_clip=1.0),
+    training=TrainingConfig(steps=2000, batch_size=8, loss="psnr", ema_decay=0.99, checkpoint_every=500),
+    evaluation=EvaluationConfig(protocol="paired-rgb", every=500),
+)
