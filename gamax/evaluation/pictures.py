@@ -30,15 +30,17 @@ def save_comparison(path: Path, rows: Sequence[Comparison], size: int = 256) -> 
 
     height = min([size, *(row.target.shape[0] for row in rows)])
     width = min([size, *(row.target.shape[1] for row in rows)])
-    size_inches = (9, (3 * height / width + 0.45) * len(rows))
+    size_inches = (9, (3 * height / width + 0.65) * len(rows))
     # One pixel of the image to about one of the picture, but never too few for the captions.
     figure = Figure(size_inches, dpi=max(width / 2.9, 60), layout="constrained")
     for row, axes in zip(rows, figure.subplots(len(rows), 3, squeeze=False), strict=True):
         panels = (
-            (row.degraded, f"{row.name}: input, {row.psnr_degraded:.2f} dB"),
+            (row.degraded, f"input, {row.psnr_degraded:.2f} dB"),
             (row.restored, f"restored, {row.psnr_restored:.2f} dB"),
             (row.target, "clean"),
         )
+        # Above the first panel, from where even a long name has room to the right.
+        axes[0].set_title(row.name, loc="left", fontsize="medium")
         for axis, (image, caption) in zip(axes, panels, strict=True):
             top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
             axis.imshow(image[top : top + height, left : left + width], interpolation="nearest")

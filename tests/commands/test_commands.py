@@ -126,7 +126,11 @@ def test_restore_reports_how_much_tiling_changes(tiny_workspace, tmp_path, gamax
     tiled, whole = (Restorer.from_weights(run, tile=tile, overlap=16)(photo) for tile in (32, None))
     difference = 255 * np.abs(tiled - whole).max()
     assert difference > 1e-3
-    assert f"largest difference from whole {difference:.4f} of 255" in capsys.readouterr().out
+    assert "overlap 16; the network's means" in (printed := capsys.readouterr().out)
+    assert f"largest difference from whole {difference:.4f} of 255" in printed
+    default = ("--tile", "32", "--overwrite")
+    gamax("restore", tiny_workspace / "photo.png", "-o", tmp_path / "tiled.png", "--weights", run, *default)
+    assert "tiles of 32 pixels, overlap 8;" in capsys.readouterr().out
 
 
 def test_one_bad_image_of_several_does_not_stop_the_rest(tiny_workspace, tmp_path, gamax, capsys):
