@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console()
-if not console.is_terminal:
-    console = Console(width=120)
+# Wide enough for tables where the output is a file, which has no width of its own.
+console = Console(width=None if Console().is_terminal else 120)
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is printed where the output is a file, not a terminal."""

@@ -107,7 +107,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """Convolves `x`; with `depthwise` the number of channels must be `features`."""
+        """Convolves `x`; `UserError` if the kernel is even, or `depthwise` and the channels are not `features`."""
         size, channels = self.kernel_size, x.shape[-1]
         if size % 2 == 0:
             raise UserError(f"kernel_size must be odd, not {size}")

@@ -31,7 +31,7 @@ class GAMA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Maps features to features of the same shape; the means are taken in float32."""
+        """Maps features to features of the same shape; the means are float32. An even kernel raises `UserError`."""
         size = self.kernel_size
         if size % 2 == 0:
             raise UserError(f"kernel_size must be odd, not {size}")

@@ -89,18 +89,18 @@ def evaluate(
         progress: called with the number of finished images after each.
 
     Raises:
-        UserError: if there are no examples, or the data does not fit the protocol.
-
+        UserError: if there are no examples, or an output is not finite; `check_examples` finds beforehand what may be
+            wrong with the data.
     """
     if not examples:
         raise UserError("there is no image to evaluate on")
     rows: list[dict[str, Any]] = []
     worst: list[Comparison] = []
-    for done, index in enumerate(range(len(examples)), start=1):
+    for index in range(len(examples)):
         row, comparison = _score(restorer, examples[index], protocol)
         rows.append(row)
         worst = sorted([*worst, comparison], key=lambda item: item.psnr_restored)[:PICTURED]
-        progress(done)
+        progress(index + 1)
     return Evaluation(protocol, restorer.settings(), rows, worst)
 
 

@@ -30,6 +30,14 @@ def truncated(path: Path) -> Path:
     return path
 
 
+DAMAGES = {
+    "truncated": truncated,
+    "text": lambda path: path.write_text("This is not a picture."),
+    "empty": Path.touch,
+    "one pixel": lambda path: image(path, 1, 1),
+}
+
+
 def files(folder: Path) -> set[Path]:
     """All below `folder` but prepared datasets, which a later, corrected command uses again."""
     return {path for path in folder.rglob("*") if "prepared" not in path.relative_to(folder).parts}
@@ -122,37 +130,21 @@ def test_unpaired_file(fails, tmp_path):
     assert "lonely" in fails("train.py", *folder_arguments(tmp_path, "paired_folder", tmp_path / "pairs"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "one pixel"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_training_image(fails, tmp_path, damage):
     folder = tmp_path / "clean"
     image(folder / "good.png")
-    bad = folder / "bad.png"
-    match damage:
-        case "truncated":
-            truncated(bad)
-        case "text":
-            bad.write_text("This is not a picture.")
-        case "empty":
-            bad.touch()
-        case "one pixel":
-            image(bad, 1, 1)
+    DAMAGES[damage](folder / "bad.png")
     assert "bad.png" in fails("train.py", *folder_arguments(tmp_path, "clean_folder", folder))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "one pixel", "missing"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
 def test_damaged_image_to_restore(fails, tmp_path, tiny_workspace, damage):
     bad = tmp_path / "bad.png"
-    match damage:
-        case "truncated":
-            truncated(bad)
-        case "text":
-            bad.write_text("This is not a picture.")
-        case "empty":
-            bad.touch()
-        case "one pixel":
-            image(bad, 1, 1)
-    error = fails("gamax", "restore", bad, "-o", tmp_path / "out.png", "--weights", tiny_workspace / "runs/quickstart")
-    assert "1x1" in error if damage == "one pixel" else "bad.png" in error
+    if damage != "missing":
+        DAMAGES[damage](bad)
+    weights = tiny_workspace / "runs/quickstart"
+    assert "bad.png" in fails("gamax", "restore", bad, "-o", tmp_path / "out.png", "--weights", weights)
 
 
 @pytest.mark.parametrize("program", ["gamax", "eval.py"])
