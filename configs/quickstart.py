@@ -9,12 +9,12 @@ from gamax.config import (
     DataConfig,
     EvaluationConfig,
     Experiment,
-    GaussianNoise,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     TrainingConfig,
 )
+from gamax.data.degradations import GaussianNoise
 
 experiment = Experiment(
     model=ModelConfig(name="gama_ir_tiny"),
@@ -22,7 +22,7 @@ experiment = Experiment(
         dataset="sample_photographs",
         encoding="raw",
         patch_size=64,
-        degradation=GaussianNoise(sigma=(25.0, 25.0)),
+        degradations=(GaussianNoise(sigma=(25.0, 25.0)),),
     ),
     optimizer=OptimizerConfig(learning_rate=5e-3, final_learning_rate=1e-5, gradient_clip=1.0),
     training=TrainingConfig(steps=900, batch_size=8, loss="psnr", ema_decay=0.98, checkpoint_every=100),

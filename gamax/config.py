@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gamax.data.degradations import DEGRADATIONS, Degradation
 from gamax.errors import UserError, nearest
 
 Scalar = int | float | str | bool
@@ -37,21 +38,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
-    """White Gaussian noise, added on the device, not clipped."""
-
-    sigma: tuple[float, float] = (25.0, 25.0)
-    """Lowest and highest standard deviation, drawn uniformly an image, in units of 1/255."""
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Where the images come from and what happens to them before the network sees them."""
 
-    dataset: Literal["sample_photographs", "clean_folder", "paired_folder"] = "sample_photographs"
-    """`clean_folder` holds clean photographs, to be degraded; `paired_folder` holds `input/` and `target/`."""
+    dataset: str = "sample_photographs"
+    """A name that `gamax data list` prints; `clean_folder` and `paired_folder` are for your own images."""
     source: str | None = None
-    """The folder, with `train/` and `test/` below it or the images directly (then all of them are for training)."""
+    """The folder with the files as their authors distribute them; `gamax data info NAME` says how they must lie."""
     prepared_dir: str | None = None
     """Where prepared datasets are stored; None means `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     cut_size: int = 512
@@ -59,13 +52,19 @@ class DataConfig:
     cut_stride: int = 384
     """Pixels from the start of one square to the next; the last one is aligned to the border."""
     encoding: Literal["png", "raw"] = "png"
-    """How training cuts are stored: `raw` is read three times faster and takes up to a third more disk."""
+    """How training cuts are stored: `raw` is read many times faster and takes about half as much disk again."""
     patch_size: int = 256
     """Side of the random crop that the network is trained on, in pixels."""
     augment: bool = True
     """Flip and turn every crop at random (the eight symmetries of the square)."""
-    degradation: GaussianNoise | None = None
-    """What makes the input from the clean target; None for paired data."""
+    degradations: tuple[Degradation, ...] = ()
+    """What makes the input from the clean target, one after the other; none for paired data."""
+    mixup: float = 0.0
+    """Probability that a pair is blended with another one of the batch."""
+    cutblur: float = 0.0
+    """Probability that a rectangle of the target is pasted into the input, or the other way round."""
+    skip_corrupt: bool = False
+    """Train on the next image instead of one whose stored record is damaged; otherwise training stops and names it."""
     loader_threads: int = 4
     """Threads that read and decode; decoding releases Python's lock, so processes are not needed."""
 
@@ -152,7 +151,16 @@ class Experiment:
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment as nested dictionaries and lists that JSON can hold."""
-    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return _plain(experiment)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {"kind": value.kind, **fields} if isinstance(value, Degradation) else fields
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -176,11 +184,20 @@ def _dotted(path: str, name: str) -> str:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = isinstance(hint, types.UnionType) and hint is not Degradation
+    options = typing.get_args(hint) if is_union else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if option is Degradation and isinstance(value, Mapping):
+            kind = value.get("kind")
+            if kind not in DEGRADATIONS:
+                kinds = " or ".join(map(repr, DEGRADATIONS))
+                raise UserError(f"configuration field '{path}.kind' must be {kinds}, not {kind!r}")
+            return _build(DEGRADATIONS[kind], {name: item for name, item in value.items() if name != "kind"}, path)
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return _build(typing.cast(type, option), value, path)
+        if origin is tuple and len(arguments) == 2 and arguments[1] is ... and isinstance(value, list | tuple):
+            return tuple(_convert(arguments[0], item, f"{path}.{index}") for index, item in enumerate(value))
         if origin is Literal and value in arguments:
             return value
         if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
@@ -197,6 +214,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 def _describe(hint: Any) -> str:
     arguments = typing.get_args(hint)
+    if hint is Degradation:
+        return "a degradation"
+    if typing.get_origin(hint) is tuple and arguments[1] is ...:
+        return f"a list, each item {_describe(arguments[0])}"
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, arguments))
     if typing.get_origin(hint) is tuple:
@@ -224,16 +245,13 @@ def load(path: str | Path) -> Experiment:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
             raise
-        names = {
-            part
-            for name in _flags(Experiment(data=DataConfig(degradation=GaussianNoise())))
-            for part in name.split(".")
-        }
+        names = {part for name in _flags(Experiment()) for part in name.split(".")}
+        names |= {item.name for degradation in DEGRADATIONS.values() for item in dataclasses.fields(degradation)}
         raise UserError(f"{path}: unknown configuration field {nearest(unknown[1], names)}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"'{path}' does not define `experiment = Experiment(...)`")
     # Python does not check the types of fields; this does.
-    return from_dict(dataclasses.asdict(experiment))
+    return from_dict(to_dict(experiment))
 
 
 def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
@@ -312,21 +330,16 @@ def _flags(group: Any, path: str = "") -> list[str]:
     names = []
     for item in dataclasses.fields(group):
         value, name = getattr(group, item.name), _dotted(path, item.name)
-        names += _flags(value, name) if dataclasses.is_dataclass(value) else [name]
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            names += [flag for index, part in enumerate(value) for flag in _flags(part, f"{name}.{index}")]
+        else:
+            names += _flags(value, name) if dataclasses.is_dataclass(value) else [name]
     return names
 
 
 def check(experiment: Experiment) -> None:
     """Raises `UserError` for values that no run can have. Needs neither devices nor data."""
     check_data(experiment.data)
-    data = experiment.data
-    if (data.degradation is None) != (data.dataset == "paired_folder"):
-        remedy = (
-            "takes none: remove data.degradation"
-            if data.degradation
-            else "needs one: set data.degradation=GaussianNoise() in the configuration file"
-        )
-        raise UserError(f"data.dataset {data.dataset} {remedy}")
     optimizer, training = experiment.optimizer, experiment.training
     if "dtype" in experiment.model.overrides or "param_dtype" in experiment.model.overrides:
         raise UserError("the precision of the network is set by model.dtype, not in model.overrides")
@@ -365,17 +378,10 @@ def check_data(data: DataConfig) -> None:
             "data.cut_stride": (1 <= data.cut_stride <= data.cut_size, "be from 1 to data.cut_size"),
             "data.patch_size": (1 <= data.patch_size <= data.cut_size, "be from 1 to data.cut_size"),
             "data.loader_threads": (data.loader_threads >= 1, "be at least 1"),
+            "data.mixup": (0 <= data.mixup <= 1, "be from 0 to 1"),
+            "data.cutblur": (0 <= data.cutblur <= 1, "be from 0 to 1"),
         },
     )
-    if data.degradation is not None and not 0 <= data.degradation.sigma[0] <= data.degradation.sigma[1]:
-        raise UserError(
-            f"configuration field 'data.degradation.sigma' must be two ascending values, not {data.degradation.sigma}"
-        )
-    if data.dataset == "sample_photographs":
-        if data.source is not None:
-            raise UserError("data.source needs data.dataset clean_folder or paired_folder; sample_photographs has none")
-    elif data.source is None:
-        raise UserError(f"data.dataset {data.dataset} needs a folder: set data.source")
 
 
 def _check_rules(experiment: Experiment, rules: Mapping[str, tuple[bool, str]]) -> None:

@@ -11,7 +11,6 @@ from gamax.config import (
     DataConfig,
     EvaluationConfig,
     Experiment,
-    GaussianNoise,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -22,9 +21,11 @@ from gamax.config import (
     parse,
     to_dict,
 )
+from gamax.data.degradations import GaussianNoise, MotionBlur
 from gamax.errors import USER_ERROR_EXIT_CODE, UserError
 
-NOISY = DataConfig(degradation=GaussianNoise((5.0, 50.0)))
+NOISY = DataConfig(degradations=(GaussianNoise((5.0, 50.0)),))
+BLURRED = DataConfig(degradations=(MotionBlur(), GaussianNoise((1.0, 2.0))), mixup=0.5)
 FULL = Experiment(
     model=ModelConfig("gama_ir_s", {"width": 8, "mixer": "sca", "ratio": 0.5, "flag": True}, "bfloat16"),
     data=NOISY,
@@ -44,12 +45,13 @@ def config_file(tmp_path: Path) -> Path:
 
 def write(folder: Path, expression: str) -> Path:
     path = folder / "mine.py"
-    noisy = "NOISY = DataConfig(degradation=GaussianNoise((25.0, 25.0)))"
-    path.write_text(f"from gamax.config import *\n\n{noisy}\nexperiment = {expression}\n")
+    imports = "from gamax.config import *\nfrom gamax.data.degradations import *\n"
+    noisy = "NOISY = DataConfig(degradations=(GaussianNoise((25.0, 25.0)),))"
+    path.write_text(f"{imports}\n{noisy}\nexperiment = {expression}\n")
     return path
 
 
-@pytest.mark.parametrize("experiment", [Experiment(), FULL, PAIRED])
+@pytest.mark.parametrize("experiment", [Experiment(), FULL, PAIRED, Experiment(data=BLURRED)])
 def test_an_experiment_survives_dictionaries_and_json(experiment):
     values = to_dict(experiment)
     assert from_dict(values) == experiment
@@ -65,9 +67,10 @@ def test_an_experiment_that_is_a_dictionary_names_every_field():
 
 
 def test_an_integer_is_taken_for_a_float_and_only_that():
-    experiment = from_dict({"optimizer": {"learning_rate": 1}, "data": {"degradation": {"sigma": [5, 6.5]}}})
+    noise = {"kind": "gaussian_noise", "sigma": [5, 6.5]}
+    experiment = from_dict({"optimizer": {"learning_rate": 1}, "data": {"degradations": [noise]}})
     assert isinstance(experiment.optimizer.learning_rate, float)
-    assert experiment.data.degradation == GaussianNoise((5.0, 6.5))
+    assert experiment.data.degradations == (GaussianNoise((5.0, 6.5)),)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,14 @@ def test_an_integer_is_taken_for_a_float_and_only_that():
     [
         ({"optimiser": {}}, r"unknown configuration field 'optimiser' \(did you mean 'optimizer'\?\)"),
         ({"training": {"stpes": 5}}, r"unknown configuration field 'training.stpes' \(did you mean 'training.steps'"),
-        ({"data": {"degradation": {"sigam": [1, 2]}}}, "did you mean 'data.degradation.sigma'"),
+        (
+            {"data": {"degradations": [{"kind": "gaussian_noise", "sigam": [1, 2]}]}},
+            "did you mean 'data.degradations.0.sigma'",
+        ),
+        ({"data": {"degradations": [{"kind": "gaussian"}]}}, "'data.degradations.0.kind' .* 'gaussian_noise'"),
+        ({"data": {"degradations": [{"sigma": [1, 2]}]}}, "'data.degradations.0.kind'"),
+        ({"data": {"degradations": [3]}}, "'data.degradations.0'"),
+        ({"data": {"degradations": {"kind": "gaussian_noise"}}}, "'data.degradations'"),
         ({"training": 5}, r"'training'.*not 5"),
         ([1, 2], "the whole file"),
         ({"training": {"steps": "5"}}, r"'training.steps' must be int, not '5'"),
@@ -122,9 +132,10 @@ def test_flags_may_be_written_with_underscores(underscores, config_file):
     assert parse([str(config_file), flag, "3"], "train.py")[0].training.batch_size == 3
 
 
-def test_the_fields_of_the_degradation_are_flags(config_file):
-    experiment, _ = parse([str(config_file), "--data.degradation.sigma", "10", "20"], "train.py")
-    assert experiment.data.degradation == GaussianNoise((10.0, 20.0))
+def test_the_fields_of_the_degradations_are_flags(tmp_path):
+    path = write(tmp_path, "Experiment(data=DataConfig(degradations=(MotionBlur(), GaussianNoise())))")
+    experiment, _ = parse([str(path), "--data.degradations.1.sigma", "10", "20"], "train.py")
+    assert experiment.data.degradations == (MotionBlur(), GaussianNoise((10.0, 20.0)))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,9 @@ def test_overrides_of_the_network_are_pairs_of_key_and_value(flags, overrides, c
 
 
 def test_overrides_of_the_file_stay_when_other_flags_are_given(tmp_path):
-    path = write(tmp_path, "Experiment(ModelConfig(overrides={'width': 24}), DataConfig(degradation=GaussianNoise()))")
+    path = write(
+        tmp_path, "Experiment(ModelConfig(overrides={'width': 24}), DataConfig(degradations=(GaussianNoise(),)))"
+    )
     assert parse([str(path), "--training.seed", "4"], "train.py")[0].model.overrides == {"width": 24}
 
 
@@ -155,7 +168,7 @@ def test_overrides_of_the_file_stay_when_other_flags_are_given(tmp_path):
         ("--optimizer.learning-rat", "'optimizer.learning_rat' (did you mean 'optimizer.learning_rate'?)"),
         ("--learning-rate", "did you mean 'optimizer.learning_rate'?"),
         ("--training.stpes=4", "did you mean 'training.steps'?"),
-        ("--data.degradation.sigam", "did you mean 'data.degradation.sigma'?"),
+        ("--data.degradations.0.sigam", "did you mean 'data.degradations.0.sigma'?"),
     ],
 )
 def test_an_unknown_flag_names_the_nearest(flag, message, config_file):
@@ -212,8 +225,8 @@ VIOLATIONS = {
     "data.patch_size": [0, 513],
     "data.cut_stride": [0, 513],
     "data.loader_threads": [0],
-    "data.degradation": [GaussianNoise((-1.0, 5.0)), GaussianNoise((9.0, 5.0)), None],
-    "data.source": ["somewhere"],
+    "data.mixup": [-0.1, 1.1],
+    "data.cutblur": [-0.1, 1.1],
     "evaluation.every": [-1],
     "logging.every": [0],
 }
@@ -242,25 +255,13 @@ def test_every_rule_of_the_check_is_broken_by_a_test():
     assert rules <= set(VIOLATIONS)
 
 
-@pytest.mark.parametrize("dataset", ["clean_folder", "paired_folder"])
-def test_folders_need_a_source(dataset):
-    degradation = None if dataset == "paired_folder" else GaussianNoise()
-    with pytest.raises(UserError, match=r"set data.source"):
-        check(Experiment(data=DataConfig(dataset=dataset, degradation=degradation)))
-
-
-def test_pairs_take_no_degradation():
-    with pytest.raises(UserError, match=r"paired_folder takes none: remove data.degradation"):
-        check(changed(PAIRED, "data.degradation", GaussianNoise()))
-
-
 def test_the_boundaries_of_the_rules_are_allowed():
     for name, value in [
         ("optimizer.beta1", 0.0),
         ("optimizer.final_learning_rate", 1e-3),
         ("data.patch_size", 512),
         ("training.steps", 1),
-        ("data.degradation", GaussianNoise((0.0, 0.0))),
+        ("data.mixup", 1.0),
     ]:
         check(changed(Experiment(data=NOISY), name, value))
 
@@ -276,7 +277,7 @@ def test_the_boundaries_of_the_rules_are_allowed():
             "Experiment(optimiser=OptimizerConfig())",
             r"mine.py: .* field 'optimiser' \(did you mean 'optimizer'\?\)",
         ),
-        ("Experiment(data=DataConfig(degradation=GaussianNoise(sigam=5)))", "did you mean 'sigma'"),
+        ("Experiment(data=DataConfig(degradations=(GaussianNoise(sigam=5),)))", "did you mean 'sigma'"),
         ("5", "does not define `experiment = Experiment"),
     ],
 )
@@ -292,7 +293,8 @@ def test_a_python_file_with_a_mistake_names_it(expression, message, tmp_path):
         ("Experiment(data=NOISY, training=TrainingConfig(steps='50'))", "training.steps"),
         ("Experiment(data=NOISY, training=TrainingConfig(mesh=(1, 2)))", "training.mesh"),
         ("Experiment(data=NOISY, model=ModelConfig(dtype='float16'))", "model.dtype"),
-        ("Experiment(data=DataConfig(degradation=GaussianNoise(25.0)))", "data.degradation.sigma"),
+        ("Experiment(data=DataConfig(degradations=(GaussianNoise(25.0),)))", "data.degradations.0.sigma"),
+        ("Experiment(data=DataConfig(degradations=GaussianNoise()))", "data.degradations"),
         ("Experiment(data=GaussianNoise())", "data"),
     ],
 )

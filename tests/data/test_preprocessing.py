@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gamax.config import DataConfig, GaussianNoise
+from gamax.config import DataConfig
+from gamax.data.degradations import GaussianNoise
 from gamax.data.preprocessing import preprocess
 
 
@@ -34,7 +35,7 @@ def test_without_augmentation_the_pixels_stay_where_they_are():
 
 def test_degradation_makes_the_input_from_the_target():
     batch = {"target": np.full((4, 32, 32, 3), 128, np.uint8)}
-    config = DataConfig(degradation=GaussianNoise((25.0, 25.0)))
+    config = DataConfig(degradations=(GaussianNoise((25.0, 25.0)),))
     step = jax.jit(partial(preprocess, config=config))
     inputs, targets = step(batch, jax.random.key(0))
     np.testing.assert_allclose(targets, 128 / 255, rtol=1e-6)
@@ -47,9 +48,9 @@ def test_degradation_makes_the_input_from_the_target():
 
 def test_the_noise_does_not_follow_the_augmentation():
     # The keys of the two are independent: the same key with and without turning gives the same noise.
-    batch = {"target": np.zeros((2, 8, 8, 3), np.uint8)}
+    batch = {"target": jnp.zeros((2, 8, 8, 3), jnp.uint8)}
     noise = [
-        preprocess(batch, jax.random.key(0), DataConfig(augment=augment, degradation=GaussianNoise()))[0]
+        preprocess(batch, jax.random.key(0), DataConfig(augment=augment, degradations=(GaussianNoise(),)))[0]
         for augment in (False, True)
     ]
     np.testing.assert_array_equal(noise[0], noise[1])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gamax.config import DataConfig, Experiment, GaussianNoise, OptimizerConfig, TrainingConfig
+from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
+from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
 from gamax.models.gama_ir import GAMAIR
 from gamax.training import sharding
@@ -85,7 +86,7 @@ def test_a_batch_is_split_over_data_and_fsdp_and_its_rows_over_rows():
 @pytest.fixture(scope="module")
 def step():
     config = OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0)
-    data = DataConfig(patch_size=16, degradation=GaussianNoise((10.0, 30.0)))
+    data = DataConfig(patch_size=16, degradations=(GaussianNoise((10.0, 30.0)),))
     training = TrainingConfig(steps=10, batch_size=8, ema_decay=0.9)
     experiment = Experiment(data=data, optimizer=config, training=training)
     return make_optimizer(config), make_train_step(MODEL, experiment)

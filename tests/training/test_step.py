@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gamax.blocks import Conv
-from gamax.config import DataConfig, Experiment, GaussianNoise, OptimizerConfig, TrainingConfig
+from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
+from gamax.data.degradations import GaussianNoise
 from gamax.training.optimizer import cosine_schedule, make_optimizer
 from gamax.training.state import TrainState, create_state
 from gamax.training.step import make_train_step
@@ -18,7 +19,7 @@ from gamax.training.step import make_train_step
 MODEL = Conv(3, 3)
 CONFIG = OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0)
 OPTIMIZER = make_optimizer(CONFIG)
-NOISY = DataConfig(patch_size=8, augment=True, degradation=GaussianNoise((10.0, 30.0)))
+NOISY = DataConfig(patch_size=8, augment=True, degradations=(GaussianNoise((10.0, 30.0)),))
 PAIRED = DataConfig(dataset="paired_folder", source="pairs", patch_size=8, augment=False)
 
 
