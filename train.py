@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     check_examples(examples, protocol, model, abstract)
 
     say(f"{chosen.name}: {count_parameters(abstract):,} parameters")
-    say(f"training on {dataset.num_train_images} images, evaluating on {len(examples)} ({protocol.name})")
+    say(f"training on {dataset.num_images['train']} images, evaluating on {len(examples)} ({protocol.name})")
     say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
 
     def evaluate_params(params: Any) -> Evaluation:

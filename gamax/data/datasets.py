@@ -3,115 +3,159 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import shutil
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from google.protobuf.message import DecodeError
+
 from gamax.config import DataConfig
+from gamax.console import say
 from gamax.data.examples import (
     Example,
-    ExampleFacts,
-    ExampleFiles,
-    inspect_examples,
+    join_views,
     list_examples,
     read_example,
 )
-from gamax.data.images import describe_unpaired, match_images
-from gamax.errors import UserError
+from gamax.data.images import decode_stored
+from gamax.errors import UserError, nearest
 from gamax.files import lock
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from gamax.data.builders.core import ImageSetConfig
+    from gamax.data.builders.core import ImageSetBuilder, ImageSetConfig
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A training set on disk, ready for random access."""
+    """A dataset on disk, ready for random access."""
 
-    train: Sequence[Example]
-    """Cuts of the training images."""
-    test: Sequence[Example] | None
-    """Whole test images in the order of their names, if the set has any."""
+    folder: Path
+    """Where it is stored."""
+    splits: Mapping[str, Sequence[Example]]
+    """`train` in cuts; every other split whole, in the order of its files."""
     fingerprint: str
     """Changes with the files and with the way they are cut and stored."""
-    num_train_images: int
-    """Training images before cutting."""
+    num_images: Mapping[str, int]
+    """Images, or pairs, in each split before cutting."""
+    psnr_input: Mapping[str, float | None]
+    """Mean PSNR of the inputs against their targets in dB, by split; None where there are no pairs."""
+
+    @property
+    def train(self) -> Sequence[Example]:
+        """Cuts of the training images; empty in sets that are for testing only."""
+        return self.splits.get("train", ())
+
+    @property
+    def test(self) -> Sequence[Example] | None:
+        """Whole images to evaluate on: the split `test`, else `validation`, else None."""
+        return self.splits.get("test", self.splits.get("validation"))
 
 
-def prepare(config: DataConfig) -> PreparedDataset:
+def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
     """Cuts and stores the dataset unless that has been done before, and opens it.
 
-    Everything that can be wrong with the images is found before anything is written, and a set that was interrupted
-    while being written counts as absent. Processes of one machine may call this together; of several machines that
-    share a disk, let one go first. Raises `UserError` when a folder is missing or empty, a pair is incomplete or
-    differs in size, an image cannot be read, bit depths are mixed, a training image is smaller than
-    `config.patch_size`, or the disk cannot be written.
+    Everything that can be wrong with the images is found before anything is written. A set is absent until it is
+    complete; after an interruption, what is missing is written. Processes of one machine may call this together; of
+    several machines that share a disk, let one go first.
+
+    Args:
+        config: names the dataset, and how it is cut and stored.
+        training: whether the set is to be trained on: then it must have training images of at least
+            `config.patch_size`, and `config.degradations` must fit it.
+
+    Raises:
+        UserError: when the dataset is unknown, a folder is missing or empty, a pair is incomplete or differs in size,
+            an image cannot be read, bit depths are mixed, or the disk cannot be written.
     """
     with _quiet_tfds():
         import tensorflow_datasets as tfds
 
-        builder_class, image_set = _image_set(config)
-        data_dir = Path(config.prepared_dir).expanduser() if config.prepared_dir else None
-        directory = builder_class(config=image_set, data_dir=data_dir).data_path
-        if not directory.exists():
-            from gamax.data.builders.core import read_facts
+        from gamax.data.builders import find_builder
 
-            facts = read_facts(image_set)
-            _check_size(facts.smallest_train_image, facts.smallest_train_side, config.patch_size)
-            _write(builder_class(config=replace(image_set, facts=facts), data_dir=data_dir))
-        builder = tfds.builder_from_directory(directory)
+        builder_class = find_builder(config.dataset)
+        image_set = _image_set(builder_class, config)
+        if training:
+            _check_trainable(config, image_set)
+        patch_size = config.patch_size if training else 1
+        data_dir = Path(config.prepared_dir).expanduser() if config.prepared_dir else None
+        builder = builder_class(config=image_set, data_dir=data_dir)
+        if not builder.data_path.exists():
+            _note_missing(builder_class, image_set)
+            _write(builder, patch_size)
+        builder = tfds.builder_from_directory(builder.data_path)
         metadata = builder.info.metadata
-        _check_size(metadata["smallest_train_image"], metadata["smallest_train_side"], config.patch_size)
-        # Without a name, a dictionary of all splits.
-        splits: Any = builder.as_data_source()
+        _check_size(metadata["smallest_train_image"], metadata["smallest_train_side"], patch_size)
         return PreparedDataset(
-            train=_Examples(splits["train"], _named),
-            test=_Examples(splits["test"], _named) if "test" in splits else None,
+            folder=Path(builder.data_path),
+            splits={split: _records(builder, split) for split in builder.info.splits},
             fingerprint=image_set.name.rpartition("_")[2],
-            num_train_images=metadata["num_train_images"],
+            num_images=metadata["num_images"],
+            psnr_input=metadata["psnr_input"],
         )
 
 
-def _image_set(config: DataConfig) -> tuple[type[tfds.core.GeneratorBasedBuilder], ImageSetConfig]:
-    storage = (config.cut_size, config.cut_stride, config.encoding)
-    if config.dataset == "sample_photographs":
-        from gamax.data.builders.sample_photographs import SamplePhotographs, sample_photographs_config
+def _image_set(builder_class: type[ImageSetBuilder], config: DataConfig) -> ImageSetConfig:
+    from gamax.data.builders.core import image_set_config
 
-        return SamplePhotographs, sample_photographs_config(*storage)
-    from gamax.data.builders.clean_folder import CleanFolder
-    from gamax.data.builders.core import folder_config
-    from gamax.data.builders.paired_folder import PairedFolder
-
-    if config.source is None:
-        raise UserError(f"data.dataset {config.dataset} needs a folder: set data.source")
-    paired = config.dataset == "paired_folder"
-    return PairedFolder if paired else CleanFolder, folder_config(config.source, paired, *storage)
+    default = builder_class.default_source()
+    if default is not None and config.source is not None:
+        raise UserError(f"data.dataset {config.dataset} takes no data.source; for your own images choose clean_folder")
+    source = config.source or default
+    if source is None:
+        raise UserError(f"dataset {config.dataset} needs data.source: {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    return image_set_config(builder_class, source, config.cut_size, config.cut_stride, config.encoding)
 
 
-def _check_size(image: str, side: int, patch_size: int) -> None:
-    if side < patch_size:
+def _check_trainable(config: DataConfig, image_set: ImageSetConfig) -> None:
+    name, examples = config.dataset, image_set.splits.get("train")
+    if not examples:
+        raise UserError(f"data.dataset {name} has no training images here, only {', '.join(image_set.splits)}")
+    is_paired = len(examples[0].images) > 1
+    if is_paired and config.degradations:
+        raise UserError(f"data.dataset {name} has inputs of its own: remove data.degradations")
+    if not is_paired and not config.degradations:
+        raise UserError(
+            f"data.dataset {name} has clean images only: set data.degradations=(GaussianNoise(),) or another "
+            "degradation in the configuration file"
+        )
+
+
+def _note_missing(builder_class: type[ImageSetBuilder], image_set: ImageSetConfig) -> None:
+    for split, published in builder_class.COUNTS.items():
+        found = len(image_set.splits.get(split, ()))
+        if found != published:
+            say(f"note: {found} examples of {builder_class.name} {split} are here, the published set has {published}")
+
+
+def _check_size(image: str | None, side: int | None, patch_size: int) -> None:
+    if side is not None and side < patch_size:
         raise UserError(
             f"training image '{image}' is only {side} pixels wide or high, less than data.patch_size {patch_size}; "
             "remove it or choose a smaller patch"
         )
 
 
-def _write(builder: tfds.core.GeneratorBasedBuilder) -> None:
-    directory = Path(builder.data_path)
+def _write(builder: ImageSetBuilder, patch_size: int) -> None:
+    from gamax.data.builders.core import incomplete_folder, read_facts, store_facts, stored_facts
+
+    directory, folder = Path(builder.data_path), incomplete_folder(builder)
+    config = builder.builder_config
+    facts = stored_facts(folder) or read_facts(config, builder.CHANNELS)
+    _check_size(facts.smallest_train_image, facts.smallest_train_side, patch_size)
     try:
         with lock(directory.parent, wait=True):
-            # Only a killed process leaves these: the lock shows that nobody is writing them.
-            for incomplete in directory.parent.glob("incomplete.*"):
-                shutil.rmtree(incomplete)
             # Another process may have prepared the set while this one waited.
             if not directory.exists():
-                builder.download_and_prepare()
+                store_facts(folder, facts)
+                # `directory` is DATA_DIR/NAME/CONFIGURATION/VERSION.
+                data_dir = directory.parents[2]
+                type(builder)(config=replace(config, facts=facts), data_dir=data_dir).download_and_prepare()
     except OSError as error:
         raise UserError(
             f"cannot write the prepared dataset to '{directory.parent}' ({error.strerror or error}); "
@@ -121,97 +165,91 @@ def _write(builder: tfds.core.GeneratorBasedBuilder) -> None:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keeps tfds from printing, drawing nested progress bars and warning of every custom configuration."""
-    import tensorflow_datasets as tfds
+    """Keeps tfds from warning of every custom configuration."""
     from absl import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
-        tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)
 
 
 class _Examples(Sequence[Example]):
-    """Examples that are made from stored items when they are asked for."""
+    """Examples that are read when they are asked for."""
 
-    def __init__(self, items: Sequence[Any], read: Callable[[Any], Example]):
-        self._items = items
+    def __init__(self, length: int, read: Callable[[int], Example]):
+        self._length = length
         self._read = read
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        positions = range(len(self))[index]
-        if isinstance(positions, range):
-            return [self._read(self._items[position]) for position in positions]
-        return self._read(self._items[positions])
+        positions = range(self._length)[index]
+        return (
+            [self._read(position) for position in positions] if isinstance(positions, range) else self._read(positions)
+        )
 
 
-def _named(record: Mapping[str, Any]) -> Example:
-    """A record of a tfds data source, with its name as text."""
-    return {**record, "name": record["name"].decode()}
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Example]:
+    """The examples of a split; a record that cannot be read raises `UserError` with its shard and position there."""
+    import tensorflow_datasets as tfds
+
+    info = builder.info.splits[split]
+    keys = [key for key in builder.info.features if key != "name"]
+    source: Any = builder.as_data_source(split, decoders=dict.fromkeys(keys, tfds.decode.SkipDecoding()))
+    ends = list(accumulate(info.shard_lengths))
+
+    def read(index: int) -> Example:
+        try:
+            record = source[index]
+            return {"name": record["name"].decode(), **join_views({key: _decode(record[key]) for key in keys})}
+        # Of the file, the record and the image in it.
+        except (RuntimeError, OSError, DecodeError, ValueError) as error:
+            shard = bisect_right(ends, index)
+            position = index - (ends[shard - 1] if shard else 0)
+            raise UserError(
+                f"record {position} of '{info.filepaths[shard]}' cannot be read ({str(error).partition(';')[0]}); "
+                "delete its folder and prepare the set again, or set data.skip_corrupt"
+            ) from error
+
+    return _Examples(len(source), read)
+
+
+def _decode(data: bytes) -> np.ndarray:
+    image = decode_stored(data)
+    if image is None:
+        raise ValueError("not an image")
+    return image
+
+
+def source_examples(config: DataConfig, split: str) -> Sequence[Example]:
+    """The examples of a split as they lie in the source, whole, each read when it is asked for; nothing is prepared.
+
+    Raises `UserError` when files are missing or there is no such split.
+    """
+    from gamax.data.builders import find_builder
+
+    with _quiet_tfds():
+        builder_class = find_builder(config.dataset)
+        splits = _image_set(builder_class, config).splits
+    if split not in splits:
+        raise UserError(f"dataset {config.dataset} has no split {nearest(split, list(splits))} in its source")
+    examples = splits[split]
+    return _Examples(len(examples), lambda index: read_example(examples[index], builder_class.CHANNELS))
 
 
 def folder_examples(folder: str | Path, paired: bool) -> Sequence[Example]:
     """The images of a folder, or the pairs in its `input/` and `target/`, each read when it is asked for.
 
     The listing is checked at once: `UserError` when the folder is missing or empty or a partner is missing. Reading an
-    example raises `UserError` when its file is no image; `check_folder` finds those beforehand.
+    example raises `UserError` when its file is no image; `gamax.data.checks` finds those beforehand.
     """
-    return _Examples(list_examples(Path(folder).expanduser(), paired), read_example)
-
-
-@dataclass(frozen=True)
-class FolderSummary:
-    """What `check_folder` has found."""
-
-    num_examples: int
-    """Images, or pairs."""
-    sizes: dict[tuple[int, int], int]
-    """How many examples have each (height, width)."""
-    bit_depths: dict[int, int]
-    """How many examples have each bit depth."""
-    problems: list[str]
-    """One sentence a problem; empty when the folder can be used."""
-
-
-def check_folder(folder: str | Path, paired: bool) -> FolderSummary:
-    """Reads every image of a folder that `folder_examples` would read and reports all problems, not only the first.
-
-    Raises `UserError` only when there is nothing to check: no folder, or no images in it.
-    """
-    folder = Path(folder).expanduser()
-    problems: list[str] = []
-    if paired:
-        pairs, unpaired = match_images(folder)
-        examples = [ExampleFiles(target.stem, target, source) for source, target in pairs]
-        if unpaired:
-            problems.append(describe_unpaired(folder, unpaired))
-    else:
-        examples = list_examples(folder, paired=False)
-    facts: list[ExampleFacts] = []
-    for _, found in inspect_examples(examples):
-        if isinstance(found, UserError):
-            problems.append(str(found))
-        else:
-            facts.append(found)
-    bit_depths = Counter(found.bit_depth for found in facts)
-    if len(bit_depths) > 1:
-        counts = " and ".join(f"{count} of {depth} bits" for depth, count in sorted(bit_depths.items()))
-        problems.append(f"folder '{folder}' mixes bit depths ({counts}); convert one kind to train on it")
-    return FolderSummary(
-        num_examples=len(examples),
-        sizes=dict(Counter((found.height, found.width) for found in facts)),
-        bit_depths=dict(bit_depths),
-        problems=problems,
-    )
+    examples = list_examples(Path(folder).expanduser(), paired)
+    return _Examples(len(examples), lambda index: read_example(examples[index]))

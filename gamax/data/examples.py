@@ -1,41 +1,78 @@
-"""Examples in plain folders: a target, with or without its input, before anything is prepared."""
+"""Examples before anything is prepared: where their images are and what reading them shows."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gamax.data.images import check_unique_stems, list_images, pair_images, read_image, to_rgb
+import numpy as np
+
+from gamax.console import progress_bar
+from gamax.data.images import check_unique_stems, list_images, pair_images, read_image, to_gray, to_rgb
 from gamax.errors import UserError
 
 T = TypeVar("T")
 
 
 Example = dict[str, Any]
-"""`name` (text), `target` and, for paired data, `input`: uint8 or uint16 images `[H, W, 3]`."""
+"""`name` (text), `target` and `input`, or only one of them: uint8 or uint16 images `[H, W, C]`.
+
+Clean photographs have a `target` only, noisy ones whose clean side is kept secret an `input` only. C is 3, or 1 in sets
+that are gray; the `input` of a dual-pixel camera has both its views, left and right, in 6 channels.
+"""
+
+DUAL_PIXEL = ("input_left", "input_right")
+"""The names under which the two views of a dual-pixel camera are stored; an `Example` has them as one `input`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """An image of an example: a whole file, or what `read` makes of one (a half, a variable of a MATLAB file)."""
+
+    path: Path
+    read: Callable[[Path], np.ndarray] = read_image
+    """Returns uint8 or uint16 `[H, W, C]`; raises `UserError` with one sentence that names the file."""
+
+
+@dataclass(frozen=True, eq=False)
 class ExampleFiles:
-    """Where the images of an example are; `input` is None when only a clean image exists."""
+    """Where the images of an example are, under the keys `target`, `input` or those of `DUAL_PIXEL`."""
 
     name: str
-    target: Path
-    input: Path | None = None
+    images: Mapping[str, ImageFile]
+
+    @property
+    def path(self) -> Path:
+        """The file that stands for the example in messages."""
+        return (self.images.get("target") or next(iter(self.images.values()))).path
 
 
 @dataclass(frozen=True)
 class ExampleFacts:
-    """What reading the images of an example has shown; `bit_depth` is 8 or 16."""
+    """What reading the images of an example has shown."""
 
     height: int
     width: int
     bit_depth: int
+    """8 or 16."""
+    psnr_input: float | None
+    """PSNR of the input against the target in dB, peak 255 or 65535; None where there are not both."""
+
+
+def clean(path: Path, name: str | None = None) -> ExampleFiles:
+    """A clean image; its name is that of the file without suffix unless given."""
+    return ExampleFiles(name or path.stem, {"target": ImageFile(path)})
+
+
+def pair(input_path: Path, target_path: Path, name: str | None = None) -> ExampleFiles:
+    """A degraded and a clean image; the name is that of the input without suffix unless given."""
+    return ExampleFiles(name or input_path.stem, {"input": ImageFile(input_path), "target": ImageFile(target_path)})
 
 
 def list_examples(folder: str | Path, paired: bool) -> list[ExampleFiles]:
@@ -44,51 +81,99 @@ def list_examples(folder: str | Path, paired: bool) -> list[ExampleFiles]:
     Raises `UserError` when the folder is missing or empty, a partner is missing, or two examples have the same name.
     """
     if paired:
-        return [ExampleFiles(target.stem, target, source) for source, target in pair_images(folder)]
+        return [pair(source, target) for source, target in pair_images(folder)]
     images = list_images(folder)
     check_unique_stems(images)
-    return [ExampleFiles(path.stem, path) for path in images]
+    return [clean(path) for path in images]
 
 
-def read_example(files: ExampleFiles) -> Example:
-    """Reads the images of an example and turns them into RGB; `UserError` when one cannot be read."""
-    images = {"target": files.target} if files.input is None else {"input": files.input, "target": files.target}
-    return {"name": files.name, **{key: to_rgb(read_image(path)) for key, path in images.items()}}
+def read_images(files: ExampleFiles, channels: int = 3) -> dict[str, np.ndarray]:
+    """Reads the images of an example as gray (`channels` 1) or RGB (3); `UserError` when one cannot be read."""
+    convert = to_gray if channels == 1 else to_rgb
+    return {key: convert(image.read(image.path)) for key, image in files.images.items()}
 
 
-def inspect_examples(examples: Sequence[ExampleFiles]) -> Iterator[tuple[ExampleFiles, ExampleFacts | UserError]]:
-    """Reads every image once, with one thread a processor, and yields its facts or what is wrong with it, in order."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [pool.submit(_inspect, files) for files in examples]
+def read_example(files: ExampleFiles, channels: int = 3) -> Example:
+    """Reads an example; `UserError` when one of its images cannot be read."""
+    return join_views({"name": files.name, **read_images(files, channels)})
+
+
+def join_views(example: Example) -> Example:
+    """Puts the two views of a dual-pixel camera, if there are any, into one `input` of 6 channels."""
+    if DUAL_PIXEL[0] not in example:
+        return example
+    views = [example.pop(key) for key in DUAL_PIXEL]
+    return {**example, "input": np.concatenate(views, axis=-1)}
+
+
+def examine(
+    examples: Sequence[ExampleFiles], look: Callable[[ExampleFiles], T], description: str = ""
+) -> Generator[tuple[ExampleFiles, T | UserError]]:
+    """Applies `look` to every example, with one thread a processor, and yields what it returns or raises, in order.
+
+    Shows progress if there is a `description`. Whoever stops before the end must close the generator, or the threads go
+    on reading.
+    """
+
+    def attempt(files: ExampleFiles) -> T | UserError:
         try:
-            for files, future in track(zip(examples, futures, strict=True), "Checking images", len(examples)):
+            return look(files)
+        except UserError as error:
+            return error
+
+    bar = progress_bar(description, len(examples), "images") if description else nullcontext(lambda _: None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar as update:
+        futures = [pool.submit(attempt, files) for files in examples]
+        try:
+            for index, (files, future) in enumerate(zip(examples, futures, strict=True)):
                 yield files, future.result()
+                update(index + 1)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _inspect(files: ExampleFiles) -> ExampleFacts | UserError:
-    try:
-        example = read_example(files)
-    except UserError as error:
-        return error
-    target = example["target"]
-    height, width, _ = target.shape
-    if "input" in example:
-        source = example["input"]
-        if source.shape != target.shape:
-            sizes = f"{source.shape[1]}x{source.shape[0]} and {width}x{height}"
-            return UserError(f"'{files.input}' and '{files.target}' differ in size ({sizes} pixels)")
-        if source.dtype != target.dtype:
-            return UserError(f"'{files.input}' and '{files.target}' differ in bit depth; convert one of them")
-    return ExampleFacts(height, width, 8 * target.dtype.itemsize)
+def inspect_examples(
+    examples: Sequence[ExampleFiles], channels: int = 3, description: str = ""
+) -> Generator[tuple[ExampleFiles, ExampleFacts | UserError]]:
+    """Reads every image once and yields its facts or what is wrong with it, in order; see `examine`."""
+    return examine(examples, partial(_inspect, channels=channels), description)
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """Shows a progress bar on stderr while `items` are consumed, if someone is there to see it."""
-    if not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track as rich_track
+def _inspect(files: ExampleFiles, channels: int) -> ExampleFacts:
+    images = read_images(files, channels)
+    check_agreement(files, images)
+    height, width, _ = next(iter(images.values())).shape
+    return ExampleFacts(height, width, bit_depth(images), psnr_input(images))
 
-    return rich_track(items, description, total, console=Console(stderr=True), transient=True)
+
+def check_agreement(files: ExampleFiles, images: Mapping[str, np.ndarray]) -> None:
+    """Raises `UserError` if the images of an example, as `read_images` has read them, differ in size or bit depth."""
+    first_key, *other_keys = images
+    first = images[first_key]
+    for key in other_keys:
+        # Two parts of one file differ in no name.
+        names = " and ".join(dict.fromkeys(f"'{files.images[name].path}'" for name in (first_key, key)))
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (first, images[key])]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{names} differ in size ({' and '.join(sizes)} pixels); cut both to the same window")
+        if first.dtype != images[key].dtype:
+            raise UserError(f"{names} differ in bit depth; convert one of them")
+
+
+def bit_depth(images: Mapping[str, np.ndarray]) -> int:
+    """8 or 16, that of the first of the images."""
+    return 8 * next(iter(images.values())).dtype.itemsize
+
+
+def psnr_input(images: Mapping[str, np.ndarray]) -> float | None:
+    """PSNR of the input against the target in dB, peak 255 or 65535; of two views the mean; None without both.
+
+    Equal images have 361 dB.
+    """
+    import cv2
+
+    target = images.get("target")
+    inputs = [image for key, image in images.items() if key != "target"]
+    if target is None or not inputs:
+        return None
+    return float(np.mean([cv2.PSNR(image, target, float(np.iinfo(target.dtype).max)) for image in inputs]))

@@ -33,8 +33,6 @@ def read_image(path: str | Path) -> np.ndarray:
     The EXIF orientation of a JPEG is applied. Raises `UserError` when the file is missing, empty, cut short, not an
     image, or neither 8 nor 16 bits deep.
     """
-    import cv2
-
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -46,6 +44,18 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"'{path}' is empty (0 bytes); copy it again or remove it")
     if _is_cut_short(data):
         raise UserError(f"'{path}' is cut short; copy it again or remove it")
+    image = decode_image(data)
+    if image is None:
+        raise UserError(f"'{path}' is not an image that can be decoded; replace or remove it")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"'{path}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+    return image
+
+
+def decode_image(data: bytes) -> np.ndarray | None:
+    """Decodes the bytes of an image file to `[H, W, C]`: gray (C = 1), RGB (3) or RGBA (4); None if that fails."""
+    import cv2
+
     # IMREAD_UNCHANGED ignores the EXIF orientation; the other flags drop alpha, which no JPEG has.
     is_jpeg = data.startswith(_JPEG_START)
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
@@ -57,9 +67,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None or image.size == 0:
-        raise UserError(f"'{path}' is not an image that can be decoded; replace or remove it")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"'{path}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+        return None
     if image.ndim == 2:
         return image[..., np.newaxis]
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[-1] == 4 else cv2.COLOR_BGR2RGB)
@@ -84,6 +92,13 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else np.ascontiguousarray(image[..., :3])
 
 
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Turns `[H, W, C]` with C in {1, 3, 4} into `[H, W, 1]` of the same type: luma 0.299 R + 0.587 G + 0.114 B."""
+    import cv2
+
+    return image if image.shape[-1] == 1 else cv2.cvtColor(to_rgb(image), cv2.COLOR_RGB2GRAY)[..., np.newaxis]
+
+
 def to_float(image: np.ndarray) -> np.ndarray:
     """Turns an 8- or 16-bit image into float32 in [0, 1]."""
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
@@ -103,6 +118,22 @@ def encode_image(image: np.ndarray, suffix: str) -> bytes:
     if image.shape[-1] > 1:
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if image.shape[-1] == 4 else cv2.COLOR_RGB2BGR)
     return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def decode_stored(data: bytes) -> np.ndarray | None:
+    """Decodes an image that `encode_image` has made; raw ones (PPM, PGM) of 8 bits are views into `data`.
+
+    A crop of such a view costs nothing but its own pixels.
+    """
+    if data[:2] not in (b"P5", b"P6"):
+        return decode_image(data)
+    magic, size, white, _ = data[:64].split(b"\n", 3)
+    start = len(magic) + len(size) + len(white) + 3
+    width, height = map(int, size.split())
+    shape = (height, width, 3 if magic == b"P6" else 1)
+    depth: Any = np.uint8 if white == b"255" else ">u2"
+    pixels = np.frombuffer(data, depth, offset=start).reshape(shape)
+    return pixels if depth == np.uint8 else pixels.astype(np.uint16)
 
 
 def check_format(path: str | Path, image: np.ndarray) -> None:
@@ -173,8 +204,9 @@ def match_images(folder: str | Path) -> tuple[list[tuple[Path, Path]], list[Path
 
 def check_unique_stems(paths: list[Path]) -> None:
     """Raises `UserError` when two of the files differ in their suffix only: the stem names the example."""
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
-    if count > 1:
+    repeated = [(stem, count) for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+    if repeated:
+        stem, count = repeated[0]
         raise UserError(f"{count} images in folder '{paths[0].parent}' are named '{stem}'; rename or remove one")
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -14,16 +15,19 @@ import pytest
 from gamax.config import DataConfig
 from gamax.data import datasets
 from gamax.data.builders import core
+from gamax.data.builders.clean_folder import CleanFolder
 from gamax.data.builders.core import cut_positions
-from gamax.data.datasets import check_folder, folder_examples, prepare
+from gamax.data.datasets import folder_examples, prepare, source_examples
+from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("GAMAX_SHARED", REPOSITORY.parent / "shared"))
 
 
 def config(tmp_path, **values):
     values = {"dataset": "clean_folder", "source": str(tmp_path / "photos"), "patch_size": 16, **values}
+    if values["dataset"] != "paired_folder":
+        values = {"degradations": (GaussianNoise(),), **values}
     return DataConfig(prepared_dir=str(tmp_path / "prepared"), **values)
 
 
@@ -53,7 +57,8 @@ def test_clean_folder_round_trip(tmp_path, save, encoding, dtype):
     images = {f"i{i}": save(tmp_path / f"photos/train/i{i}.png", (20 + i, 45), dtype, seed=i) for i in (2, 10)}
     test_image = save(tmp_path / "photos/test/t.png", (50, 70), dtype)
     dataset = prepare(config(tmp_path, cut_size=32, cut_stride=8, encoding=encoding))
-    assert dataset.num_train_images == 2
+    assert dataset.num_images == {"train": 2, "test": 1}
+    assert dataset.psnr_input == {"train": None, "test": None}
     names = [example["name"] for example in dataset.train]
     assert names == [f"{stem}_0_{x}" for stem in ("i2", "i10") for x in (0, 8, 13)]
     for example in dataset.train:
@@ -97,8 +102,8 @@ def test_gray_and_alpha_become_rgb(tmp_path, save):
 
 
 def test_sample_photographs(tmp_path):
-    dataset = prepare(DataConfig(prepared_dir=str(tmp_path), patch_size=256))
-    assert dataset.num_train_images == 3
+    dataset = prepare(DataConfig(prepared_dir=str(tmp_path), patch_size=256, degradations=(GaussianNoise(),)))
+    assert dataset.num_images == {"train": 3, "test": 2}
     assert dataset.test is not None
     assert [example["name"] for example in dataset.test] == ["astronaut", "rocket"]
     assert [example["target"].shape for example in dataset.test] == [(512, 512, 3), (427, 640, 3)]
@@ -116,7 +121,7 @@ def test_a_prepared_set_is_reused_without_reading_images(tmp_path, save, monkeyp
         raise AssertionError("read an image")
 
     monkeypatch.setattr(core, "read_facts", fail)
-    monkeypatch.setattr(core, "read_example", fail)
+    monkeypatch.setattr(core, "read_images", fail)
     again = prepare(config(tmp_path))
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.train[0]["target"], first.train[0]["target"])
@@ -139,10 +144,12 @@ def test_fingerprint_follows_files_and_settings(tmp_path, save):
     assert prepare(config(tmp_path, patch_size=8)).fingerprint == prints[-1]
 
 
-def test_preparing_is_silent(tmp_path, save, capfd):
+def test_preparing_shows_its_progress_and_nothing_else(tmp_path, save, capfd):
     save(tmp_path / "photos/a.png")
     prepare(config(tmp_path))
-    assert capfd.readouterr() == ("", "")
+    output, errors = capfd.readouterr()
+    assert [line.split(" (")[0] for line in output.splitlines()] == ["checking 1/1", "cutting and storing 1/1"]
+    assert errors == ""
 
 
 def test_problems_are_found_before_anything_is_written(tmp_path, save):
@@ -201,9 +208,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, save):
 PREPARE = """
 import sys
 from gamax.config import DataConfig
+from gamax.data.builders import core
 from gamax.data.datasets import prepare
 source, prepared = sys.argv[1:]
-dataset = prepare(DataConfig("clean_folder", source, prepared, cut_size=96, cut_stride=32, patch_size=16))
+core.SHARD_BYTES = 2**20
+config = DataConfig("clean_folder", source, prepared, cut_size=96, cut_stride=32)
+dataset = prepare(config, training=False)
 print(len(dataset.train))
 """
 
@@ -214,35 +224,56 @@ def start_prepare(tmp_path):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_complete(tmp_path, save):
-    for i in range(12):
-        save(tmp_path / f"photos/{i}.png", (480, 480), seed=i)
+def test_a_preparation_that_is_killed_ten_times_is_finished_by_the_next(tmp_path, save):
+    images = {str(i): save(tmp_path / f"photos/{i}.png", (480, 480), seed=i) for i in range(24)}
+    folder = tmp_path / "prepared/clean_folder"
+    delays = np.random.default_rng(0)
+    shards: set[tuple[str, int]] = set()
+    most_shards = killed = 0
 
-    def incomplete():
-        return set((tmp_path / "prepared").glob("*/*/incomplete.*"))
+    def being_written():
+        # Also the shards that an earlier start has not finished, by the time of their last change.
+        return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/incomplete.*/.*partial")}
 
-    for delay in (0.0, 0.1, 0.3):
-        leftovers = incomplete()
+    def reached(before):
+        # The first is killed while it starts, the second as soon as there is a folder, the others while they write.
+        return killed == 0 or (any(folder.glob("*")) if killed == 1 else being_written() - before)
+
+    while killed < 10:
+        before = being_written()
         process = start_prepare(tmp_path)
-        while process.poll() is None and not incomplete() - leftovers:
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if process.returncode == -signal.SIGKILL and incomplete():
-            assert not prepared_sets(tmp_path)
-            assert not any((tmp_path / "prepared").glob("*/*/1.*"))
-        else:
-            # Only a fast machine is done this soon; the next one must not find it finished.
-            assert delay > 0
-            (path,) = (tmp_path / "prepared").glob("*/*/1.*")
-            path.rename(tmp_path / f"finished{delay}")
-    process = start_prepare(tmp_path)
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    assert int(output) == 12 * 13**2
-    assert not incomplete()
+        while process.poll() is None and not reached(before):
+            time.sleep(0.001)
+        time.sleep(delays.uniform(0, 0.15))
+        process.kill()
+        process.communicate()
+        if prepared_sets(tmp_path):
+            # A fast machine was done before the kill.
+            shutil.rmtree(folder)
+            shards = set()
+            continue
+        killed += 1
+        assert not any(folder.glob("*/2.*"))
+        # What was complete has stayed and is not written again.
+        complete = {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/incomplete.*/clean*")}
+        assert shards <= complete
+        shards = complete
+        most_shards = max(most_shards, len(shards))
+    assert most_shards
+    output, _ = start_prepare(tmp_path).communicate()
+    assert int(output.splitlines()[-1]) == 24 * 13**2
+    assert not any(folder.glob("*/incomplete.*"))
+    assert not any(folder.glob("*/2.*/.*"))
     assert len(prepared_sets(tmp_path)) == 1
+    assert shards <= {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/2.*/clean*")}
+    prepared_dir = str(tmp_path / "prepared")
+    config = DataConfig("clean_folder", str(tmp_path / "photos"), prepared_dir, cut_size=96, cut_stride=32)
+    dataset = prepare(config, training=False)
+    assert len({example["name"] for example in dataset.train}) == 24 * 13**2
+    for example in dataset.train[::97]:
+        stem, y, x = example["name"].split("_")
+        cut = images[stem][int(y) : int(y) + 96, int(x) : int(x) + 96]
+        np.testing.assert_array_equal(example["target"], cut)
 
 
 def test_two_processes_may_prepare_the_same_set(tmp_path, save):
@@ -251,7 +282,7 @@ def test_two_processes_may_prepare_the_same_set(tmp_path, save):
     processes = [start_prepare(tmp_path) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert [int(output) for output in outputs] == [4 * 5**2] * 2
+    assert [int(output.splitlines()[-1]) for output in outputs] == [4 * 5**2] * 2
     assert len(prepared_sets(tmp_path)) == 1
 
 
@@ -283,34 +314,85 @@ def test_folder_examples_check_the_listing_at_once(tmp_path, save):
         folder_examples(tmp_path, paired=True)
 
 
-def test_check_folder_finds_nothing_wrong(tmp_path, save):
-    for i in range(3):
-        save(tmp_path / f"{i}.png", (20, 30 + 10 * (i // 2)))
-    summary = check_folder(tmp_path, paired=False)
-    assert (summary.num_examples, summary.bit_depths, summary.problems) == (3, {8: 3}, [])
-    assert summary.sizes == {(20, 30): 2, (20, 40): 1}
+def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, save):
+    save(tmp_path / "photos/a.png", (200, 200))
+    dataset = prepare(config(tmp_path, cut_size=100, cut_stride=100))
+    expected = [example["target"] for example in dataset.train]
+    (shard,) = dataset.folder.glob("*train*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    damaged = []
+    examples = prepare(config(tmp_path, cut_size=100, cut_stride=100)).train
+    for index, target in enumerate(expected):
+        try:
+            np.testing.assert_array_equal(examples[index]["target"], target)
+        except UserError as error:
+            damaged.append((index, str(error)))
+    ((index, message),) = damaged
+    assert re.match(rf"record {index} of '.*{re.escape(shard.name)}' cannot be read \(.*hash mismatch", message)
+    assert "delete its folder and prepare the set again" in message
 
 
-def test_check_folder_reports_every_problem(tmp_path, save):
-    for name in ("ok", "size", "depth", "lonely", "broken", "deep"):
-        dtype = np.uint16 if name == "deep" else np.uint8
-        save(tmp_path / f"input/{name}.png", (20, 30), dtype)
-        if name != "lonely":
-            shape = (20, 31) if name == "size" else (20, 30)
-            save(tmp_path / f"target/{name}.png", shape, np.uint16 if name == "depth" else dtype)
-    (tmp_path / "input/broken.png").write_bytes((tmp_path / "input/broken.png").read_bytes()[:-40])
-    summary = check_folder(tmp_path, paired=True)
-    assert summary.num_examples == 5
-    assert summary.sizes == {(20, 30): 2}
-    assert summary.bit_depths == {8: 1, 16: 1}
-    expected = ["lonely.png", "broken.png' is cut short", "depth.png' differ in bit depth"]
-    expected += ["size.png' differ in size .30x20 and 31x20", "mixes bit depths .1 of 8 bits and 1 of 16 bits"]
-    assert len(summary.problems) == len(expected)
-    for words, problem in zip(expected, summary.problems, strict=True):
-        assert re.search(words, problem)
+def test_a_record_is_named_by_its_place_in_its_shard(tmp_path, save, monkeypatch):
+    monkeypatch.setattr(core, "SHARD_BYTES", 1)
+    for name in "abc":
+        save(tmp_path / f"photos/{name}.png", (40, 40), seed=ord(name))
+    dataset = prepare(config(tmp_path, cut_size=20, cut_stride=20))
+    shards = sorted(dataset.folder.glob("*train*"))
+    assert len(shards) == 3
+    shards[1].write_bytes(shards[1].read_bytes()[:-3] + b"abc")
+    content = bytearray(shards[1].read_bytes())
+    for position in range(200, len(content), 50):
+        content[position] ^= 0xFF
+    shards[1].write_bytes(content)
+    with pytest.raises(UserError, match=f"record 3 of '.*{shards[1].name}'"):
+        dataset.train[7]
+    assert dataset.train[8]["name"] == "c_0_0"
 
 
-@pytest.mark.skipif(not (SHARED / "data/polyu").is_dir(), reason=f"no real photographs in {SHARED / 'data'}")
-def test_real_photographs():
-    summary = check_folder(SHARED / "data/polyu", paired=True)
-    assert (summary.num_examples, summary.sizes, summary.problems) == (100, {(512, 512): 100}, [])
+def test_datasets_that_do_not_fit_training_are_named(tmp_path, save):
+    save(tmp_path / "photos/input/a.png")
+    save(tmp_path / "photos/target/a.png")
+    save(tmp_path / "photos/clean/a.png")
+    clean = {"source": str(tmp_path / "photos/clean")}
+    noise = (GaussianNoise(),)
+    for words, values in [
+        ("unknown dataset 'clean_foldr' .did you mean 'clean_folder'", {"dataset": "clean_foldr"}),
+        ("clean_folder has clean images only: set data.degradations", {**clean, "degradations": ()}),
+        (
+            "paired_folder has inputs of its own: remove data.degradations",
+            {"dataset": "paired_folder", "degradations": noise},
+        ),
+        ("clean_folder needs data.source: put photographs into", {"source": None}),
+        ("sample_photographs takes no data.source", {"dataset": "sample_photographs"}),
+        ("gopro is prepared|no train or test in", {"dataset": "gopro", "degradations": ()}),
+    ]:
+        with pytest.raises(UserError, match=words):
+            prepare(config(tmp_path, **values))
+    assert not (tmp_path / "prepared").exists()
+    prepare(config(tmp_path, **clean, degradations=()), training=False)
+
+
+def test_source_examples_are_whole_and_need_no_preparation(tmp_path, save):
+    image = save(tmp_path / "photos/train/a.png", (700, 600))
+    examples = source_examples(config(tmp_path), "train")
+    assert [example["name"] for example in examples] == ["a"]
+    np.testing.assert_array_equal(examples[0]["target"], image)
+    assert not (tmp_path / "prepared").exists()
+    with pytest.raises(UserError, match=r"no split 'trian' .did you mean 'train'"):
+        source_examples(config(tmp_path), "trian")
+
+
+@pytest.mark.parametrize("key", ["facts", "nothing"])
+def test_a_builder_without_facts_writes_nothing(tmp_path, save, key):
+    save(tmp_path / "photos/a.png")
+    image_set = core.image_set_config(CleanFolder, tmp_path / "photos")
+    if key == "facts":
+        image_set = dataclasses.replace(image_set, facts=core.read_facts(image_set, 3))
+        CleanFolder(config=image_set, data_dir=tmp_path / "prepared").download_and_prepare()
+        assert len(prepared_sets(tmp_path)) == 1
+    else:
+        with pytest.raises(UserError, match=r"has not been checked: use gamax.data.datasets.prepare"):
+            CleanFolder(config=image_set, data_dir=tmp_path / "prepared").download_and_prepare()
+        assert not prepared_sets(tmp_path)

@@ -1,21 +1,37 @@
-"""What the builders of image datasets share: storage as ArrayRecord, cutting, encoding and naming."""
+"""What the builders of image datasets share: cutting, encoding, naming, and writing that survives being killed."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gamax.data.examples import ExampleFacts, ExampleFiles, inspect_examples, list_examples, read_example, track
+from gamax.console import progress_bar
+from gamax.data.examples import ExampleFacts, ExampleFiles, inspect_examples, read_images
 from gamax.data.images import encode_image
 from gamax.errors import UserError
+from gamax.files import write_json
+
+SHARD_BYTES = 2**27
+"""A shard is closed when its images are that many bytes of pixels: what a killed preparation loses is a shard."""
+
+# One record a group, so that reading one record reads no other. PNG is compressed already; raw pixels are stored raw in
+# order not to be: decompressing them would take four times as long as reading.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +39,25 @@ class ImageSetFacts:
     """What reading all images of a set has shown; stored beside the prepared set as its tfds metadata."""
 
     bit_depth: int
-    num_train_images: int
-    smallest_train_image: str
-    smallest_train_side: int
+    num_images: Mapping[str, int]
+    """Images, or pairs, in each split before cutting."""
+    psnr_input: Mapping[str, float | None]
+    """Mean PSNR of the inputs in dB, by split; None where there are no pairs."""
+    shard_sizes: Mapping[str, Sequence[int]]
+    """How many images each shard is made from, by split."""
+    smallest_train_image: str | None
+    smallest_train_side: int | None
 
 
 @dataclasses.dataclass(eq=False)
 class ImageSetConfig(tfds.core.BuilderConfig):
-    """One set of images and how its training images are cut and stored.
+    """One set of images and how its training images are cut and stored; `image_set_config` makes it.
 
     `name` ends in a fingerprint of the files and of these settings, so that another content is another dataset.
     """
 
     name: str
-    train: Sequence[ExampleFiles] = ()
-    test: Sequence[ExampleFiles] = ()
+    splits: Mapping[str, Sequence[ExampleFiles]] = dataclasses.field(default_factory=dict)
     cut_size: int = 512
     cut_stride: int = 384
     encoding: str = "png"
@@ -45,67 +65,178 @@ class ImageSetConfig(tfds.core.BuilderConfig):
     facts: ImageSetFacts | None = None
 
 
-class ImageSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Splits `train` (overlapping cuts named `NAME_y_x`) and, if there are any test images, `test` (whole).
+class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of all builders: a subclass says what its dataset is and where its files are.
 
-    Features: `input` (paired sets only), `target` (uint8 or uint16 `[H, W, 3]`) and `name`. Both encodings are image
-    files inside the record, since the splits of a tfds dataset share their features: PNG, or PPM, which is a header
-    and the raw pixels. Records are in the order of the files.
+    The split `train` is stored as overlapping cuts named `NAME_y_x`, every other split whole. Features: `target` and
+    `input` (`input_left` and `input_right` for dual-pixel cameras), uint8 or uint16 `[H, W, C]`, and `name`. Both
+    encodings are image files inside the record, since the splits of a tfds dataset share their features: PNG, or PPM,
+    which is a header and the raw pixels. Records are in the order of the files.
+
+    The docstring of a subclass is the description that users read.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     # tfds looks for checksums of downloads beside the code; there are none, and its search needs another package.
     code_path = None
 
-    def download_and_prepare(self, *, file_format: str = "array_record", **options: Any) -> None:
-        """Writes the set; `gamax.data.datasets.prepare` is the usual way here.
+    TASK: ClassVar[str] = ""
+    """What the set is for, in a word or two."""
+    CITATION: ClassVar[str] = ""
+    """BibTeX."""
+    LICENSE: ClassVar[str] = ""
+    """The terms of use, or that none are stated."""
+    HOMEPAGE: ClassVar[str] = ""
+    MANUAL_DOWNLOAD_INSTRUCTIONS = ""
+    """What to download, and the layout that `source` must have: one sentence, shown where files are missing."""
+    COUNTS: ClassVar[Mapping[str, int]] = {}
+    """Images, or pairs, that the published set has in each split; empty for anyone's own files."""
+    CHANNELS: ClassVar[int] = 3
+    """3, or 1 for gray images."""
 
-        Raises `UserError` if the configuration lacks its facts: without them nothing has checked the images.
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keeps a builder out of the registry of tfds, which has sets of the same names."""
+        super().__init_subclass__(skip_registration=True, **options)  # pyrefly: ignore[unexpected-keyword]
+
+    @classmethod
+    def default_source(cls) -> Path | None:
+        """Where the files are if they come with another package; None if the user has to say."""
+        return None
+
+    @classmethod
+    def examples(cls, source: Path) -> Mapping[str, Sequence[ExampleFiles]]:
+        """Lists the examples of every split that is present in `source`; reads no image.
+
+        Raises `UserError` when files are missing.
+        """
+        raise NotImplementedError
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Writes the set, with one thread a processor, or finishes writing it; `options` of tfds are ignored.
+
+        `gamax.data.datasets.prepare` is the usual way here: it reads the facts first and keeps other processes out.
+        A shard is written beside its place and renamed, and so is the set, so it is absent or complete. Raises
+        `UserError` if the configuration lacks its facts: without them nothing has checked the images.
         """
         if self.builder_config.facts is None:
             raise UserError(
                 f"dataset {self.builder_config.name} has not been checked: use gamax.data.datasets.prepare, or give "
                 "its configuration facts=read_facts(configuration)"
             )
+        folder = incomplete_folder(self)
+        folder.mkdir(parents=True, exist_ok=True)
         # The default of tfds, TFRecord, needs TensorFlow.
-        super().download_and_prepare(file_format=file_format, **options)
+        self.info.set_file_format("array_record", override=True)
+        self.info.set_splits(tfds.core.splits.SplitDict(self._write_splits(folder)))
+        self.info.write_to_directory(folder)
+        _facts_path(folder).unlink(missing_ok=True)
+        folder.rename(self.data_path)
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
         facts = config.facts
         dtype = np.uint16 if facts and facts.bit_depth == 16 else np.uint8
-        image = tfds.features.Image(shape=(None, None, 3), dtype=dtype)
-        features = {"target": image, "name": tfds.features.Text()}
-        if config.train[0].input is not None:
-            features["input"] = image
+        image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=dtype)
+        first = next(iter(config.splits.values()))[0]
         return tfds.core.DatasetInfo(
             builder=self,
-            description=type(self).__doc__,
-            features=tfds.features.FeaturesDict(features),
+            description=inspect.cleandoc(type(self).__doc__ or ""),
+            features=tfds.features.FeaturesDict({"name": tfds.features.Text(), **dict.fromkeys(first.images, image)}),
+            citation=self.CITATION or None,
+            homepage=self.HOMEPAGE or None,
+            license=self.LICENSE or None,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(dataclasses.asdict(facts)) if facts else None,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Any]]]:
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Any]]:
         config = self.builder_config
-        splits = {"train": self._generate_examples(config.train, cut=True)}
-        if config.test:
-            splits["test"] = self._generate_examples(config.test, cut=False)
-        return splits
+        shards = {}
+        for split, examples in config.splits.items():
+            ends = list(accumulate(config.facts.shard_sizes[split], initial=0))
+            parts = [examples[start:end] for start, end in pairwise(ends)]
+            shards[split] = [partial(self._generate_examples, part, split == "train") for part in parts]
+        return shards
 
-    def _generate_examples(self, examples: Sequence[ExampleFiles], cut: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, examples: Sequence[ExampleFiles], cut: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self.builder_config
-        suffix = ".ppm" if cut and config.encoding == "raw" else ".png"
-        key = 0
-        for files in track(examples, "Preparing training images" if cut else "Preparing test images", len(examples)):
-            example = read_example(files)
-            images = {name: example[name] for name in ("input", "target") if name in example}
-            height, width, _ = example["target"].shape
+        raw_suffix = ".pgm" if self.CHANNELS == 1 else ".ppm"
+        suffix = raw_suffix if cut and config.encoding == "raw" else ".png"
+        for files in examples:
+            images = read_images(files, self.CHANNELS)
+            height, width, _ = next(iter(images.values())).shape
             size = config.cut_size if cut else max(height, width)
             for y, x in cut_positions(height, width, size, config.cut_stride):
-                cuts = {name: encode_image(image[y : y + size, x : x + size], suffix) for name, image in images.items()}
-                yield key, {"name": f"{files.name}_{y}_{x}" if cut else files.name, **cuts}
-                key += 1
+                name = f"{files.name}_{y}_{x}" if cut else files.name
+                cuts = {key: encode_image(image[y : y + size, x : x + size], suffix) for key, image in images.items()}
+                yield name, {"name": name, **cuts}
+
+    def _write_splits(self, folder: Path) -> list[tfds.core.SplitInfo]:
+        jobs = []
+        infos = []
+        for split, shards in self._shard_iterators_per_split(None).items():
+            template = self._get_filename_template(split).replace(data_dir=folder)
+            paths = [Path(template.sharded_filepath(shard_index=i, num_shards=len(shards))) for i in range(len(shards))]
+            jobs += zip(paths, shards, self.builder_config.facts.shard_sizes[split], strict=True)
+            infos.append((split, paths, self._get_filename_template(split)))
+        missing = [job for job in jobs if not job[0].exists()]
+        total, to_do = (sum(size for _, _, size in part) for part in (jobs, missing))
+        counter, finished = threading.Lock(), total - to_do
+        with progress_bar("cutting and storing", total, "images", finished) as update:
+
+            def write(path: Path, shard: Any, size: int) -> None:
+                nonlocal finished
+                self._write_shard(path, shard())
+                with counter:
+                    finished += size
+                    update(finished)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                futures = [pool.submit(write, *job) for job in missing]
+                try:
+                    for future in futures:
+                        future.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
+        return [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[_num_records(path) for path in paths],
+                num_bytes=sum(path.stat().st_size for path in paths),
+                filename_template=template,
+            )
+            for split, paths, template in infos
+        ]
+
+    def _write_shard(self, path: Path, examples: Iterator[tuple[str, dict[str, Any]]]) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        temporary = path.with_name(f".{path.name}.partial")
+        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        count = 0
+        for _, example in examples:
+            writer.write(self.info.features.serialize_example(example))
+            count += 1
+        writer.close()
+        if _num_records(temporary) != count:
+            raise OSError(f"only {_num_records(temporary)} of {count} records arrived in '{path}'")
+        temporary.rename(path)
+
+
+def incomplete_folder(builder: tfds.core.DatasetBuilder) -> Path:
+    """Where a set is before it is complete."""
+    folder = Path(builder.data_path)
+    return folder.with_name(f"incomplete.{folder.name}")
+
+
+def _num_records(path: Path) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
 
 
 def cut_positions(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -117,71 +248,102 @@ def _cut_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, length - size, stride), max(length - size, 0)]
 
 
-def folder_config(
-    source: str | Path, paired: bool, cut_size: int = 512, cut_stride: int = 384, encoding: str = "png"
+def image_set_config(
+    builder_class: type[ImageSetBuilder],
+    source: str | Path,
+    cut_size: int = 512,
+    cut_stride: int = 384,
+    encoding: str = "png",
 ) -> ImageSetConfig:
-    """The configuration of a folder dataset: `source/train` and `source/test`, or else `source` for training only.
+    """The configuration of the set in `source`, for `builder_class(config=...)`.
 
-    Reads no image. Raises `UserError` when a folder is missing or empty, or a partner is missing.
+    Reads no image. Raises `UserError` when files are missing.
     """
     source = Path(source).expanduser().resolve()
-    if (source / "train").is_dir():
-        train = list_examples(source / "train", paired)
-        test = list_examples(source / "test", paired) if (source / "test").is_dir() else []
-    else:
-        train, test = list_examples(source, paired), []
-    paths = [path for files in (*train, *test) for path in (files.input, files.target) if path is not None]
+    splits = builder_class.examples(source)
+    paths = dict.fromkeys(
+        image.path for examples in splits.values() for files in examples for image in files.images.values()
+    )
     try:
         stats = [path.stat() for path in paths]
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}' ({error.strerror})") from error
+    # When a package was installed says nothing about the content of its files.
+    timed = builder_class.default_source() is None
     entries = [
-        (path.relative_to(source).as_posix(), stat.st_size, stat.st_mtime_ns)
+        (os.path.relpath(path, source), stat.st_size, stat.st_mtime_ns if timed else 0)
         for path, stat in zip(paths, stats, strict=True)
     ]
-    return image_set_config(source.name, train, test, cut_size, cut_stride, encoding, entries)
-
-
-def image_set_config(
-    label: str,
-    train: Sequence[ExampleFiles],
-    test: Sequence[ExampleFiles],
-    cut_size: int,
-    cut_stride: int,
-    encoding: str,
-    entries: Sequence[tuple[object, ...]],
-) -> ImageSetConfig:
-    """Names a set `LABEL_FINGERPRINT`, where `entries` stand for the content of its files in the fingerprint."""
     content = json.dumps([entries, cut_size, cut_stride, encoding])
-    label = re.sub(r"[^A-Za-z0-9._-]+", "_", label)[:64]
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", source.name)[:64]
     name = f"{label}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    return ImageSetConfig(
-        name=name, train=train, test=test, cut_size=cut_size, cut_stride=cut_stride, encoding=encoding
-    )
+    return ImageSetConfig(name=name, splits=splits, cut_size=cut_size, cut_stride=cut_stride, encoding=encoding)
 
 
-def read_facts(config: ImageSetConfig) -> ImageSetFacts:
+def read_facts(config: ImageSetConfig, channels: int) -> ImageSetFacts:
     """Reads every image of the set once.
 
     Raises `UserError` for the first image that cannot be read, differs in size from its partner, or differs in bit
     depth from the first one.
     """
-    facts: dict[ExampleFiles, ExampleFacts] = {}
-    for files, found in inspect_examples([*config.train, *config.test]):
-        if isinstance(found, UserError):
-            raise found
-        facts[files] = found
-        first = next(iter(facts))
-        if found.bit_depth != facts[first].bit_depth:
-            depths = f"{facts[first].bit_depth} and {found.bit_depth}"
-            raise UserError(
-                f"'{first.target}' and '{files.target}' differ in bit depth ({depths}); convert one of them"
-            )
-    sides = {files: min(facts[files].height, facts[files].width) for files in config.train}
-    smallest = min(config.train, key=lambda files: sides[files])
+    flat = [(split, files) for split, examples in config.splits.items() for files in examples]
+    facts: dict[str, list[ExampleFacts]] = {split: [] for split in config.splits}
+    first: tuple[ExampleFiles, int] | None = None
+    inspected = inspect_examples([files for _, files in flat], channels, "checking")
+    with closing(inspected):
+        for (split, _), (files, found) in zip(flat, inspected, strict=True):
+            if isinstance(found, UserError):
+                raise found
+            first = first or (files, found.bit_depth)
+            if found.bit_depth != first[1]:
+                raise UserError(
+                    f"'{first[0].path}' and '{files.path}' differ in bit depth ({first[1]} and {found.bit_depth}); "
+                    "convert one of them"
+                )
+            facts[split].append(found)
+    assert first is not None
+    train = config.splits.get("train", ())
+    sides = [min(found.height, found.width) for found in facts.get("train", ())]
+    smallest = int(np.argmin(sides)) if sides else None
     return ImageSetFacts(
-        bit_depth=facts[smallest].bit_depth,
-        num_train_images=len(config.train),
-        smallest_train_image=str(smallest.target),
-        smallest_train_side=sides[smallest],
+        bit_depth=first[1],
+        num_images={split: len(found) for split, found in facts.items()},
+        psnr_input={split: _mean_psnr(found) for split, found in facts.items()},
+        shard_sizes={split: _plan_shards(config, split, found, channels) for split, found in facts.items()},
+        smallest_train_image=None if smallest is None else str(train[smallest].path),
+        smallest_train_side=None if smallest is None else sides[smallest],
     )
+
+
+def _mean_psnr(facts: Sequence[ExampleFacts]) -> float | None:
+    scores = [found.psnr_input for found in facts if found.psnr_input is not None]
+    return float(np.mean(scores)) if scores else None
+
+
+def _plan_shards(config: ImageSetConfig, split: str, facts: Sequence[ExampleFacts], channels: int) -> list[int]:
+    sizes, pixels = [0], 0
+    for files, found in zip(config.splits[split], facts, strict=True):
+        if pixels * channels >= SHARD_BYTES:
+            sizes, pixels = [*sizes, 0], 0
+        size = config.cut_size if split == "train" else max(found.height, found.width)
+        cuts = len(cut_positions(found.height, found.width, size, config.cut_stride))
+        stored = min(size, found.height) * min(size, found.width)
+        pixels += len(files.images) * cuts * stored * found.bit_depth // 8
+        sizes[-1] += 1
+    return sizes
+
+
+def stored_facts(folder: Path) -> ImageSetFacts | None:
+    """The facts that an interrupted preparation has left in its incomplete folder, if it came so far."""
+    path = _facts_path(folder)
+    return ImageSetFacts(**json.loads(path.read_text())) if path.exists() else None
+
+
+def store_facts(folder: Path, facts: ImageSetFacts) -> None:
+    """Keeps the facts for a preparation that finishes what is interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(_facts_path(folder), dataclasses.asdict(facts))
+
+
+def _facts_path(folder: Path) -> Path:
+    return folder / "facts.json"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from gamax.data.builders.core import ImageSetBuilder, ImageSetConfig, image_set_config
-from gamax.data.examples import ExampleFiles
+from gamax.data.builders.core import ImageSetBuilder
+from gamax.data.examples import ExampleFiles, clean
 from gamax.errors import UserError
 
 _TRAIN = ("chelsea.png", "coffee.png", "motorcycle_left.png")
@@ -29,17 +30,28 @@ class SamplePhotographs(ImageSetBuilder):
     The other colour images of the package are no photographs of the everyday kind (tissue, a retina, galaxies).
     """
 
+    name = "sample_photographs"
+    TASK = "any synthetic degradation"
+    LICENSE = "CC0 and public domain, but motorcycle_left: for research, as the Middlebury benchmark"
+    HOMEPAGE = "https://scikit-image.org"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "nothing to download: the images come with scikit-image"
+    COUNTS = {"train": len(_TRAIN), "test": len(_TEST)}
 
-def sample_photographs_config(cut_size: int = 512, cut_stride: int = 384, encoding: str = "png") -> ImageSetConfig:
-    """The configuration of `SamplePhotographs`; `UserError` when the images are not where scikit-image keeps them."""
-    spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise UserError("sample_photographs needs the package scikit-image; install it, or use data.source")
-    folder = Path(spec.origin).parent / "data"
-    missing = [name for name in (*_TRAIN, *_TEST) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"this scikit-image lacks {', '.join(missing)}; install it as a wheel, or use data.source")
-    train, test = ([ExampleFiles(Path(name).stem, folder / name) for name in names] for names in (_TRAIN, _TEST))
-    # Times of installation say nothing about the content, so the set is the same one in every environment.
-    entries = [(name, (folder / name).stat().st_size) for name in (*_TRAIN, *_TEST)]
-    return image_set_config("skimage", train, test, cut_size, cut_stride, encoding, entries)
+    @classmethod
+    def default_source(cls) -> Path:
+        """The folder with the images of the installed scikit-image; `UserError` when it is not there."""
+        spec = find_spec("skimage")
+        if spec is None or spec.origin is None:
+            raise UserError("sample_photographs needs the package scikit-image; install it, or use data.source")
+        return Path(spec.origin).parent / "data"
+
+    @classmethod
+    def examples(cls, source: Path) -> Mapping[str, Sequence[ExampleFiles]]:
+        """Lists the five photographs."""
+        missing = [name for name in (*_TRAIN, *_TEST) if not (source / name).is_file()]
+        if missing:
+            raise UserError(f"this scikit-image lacks {', '.join(missing)}; install it as a wheel, or use data.source")
+        return {
+            "train": [clean(source / name) for name in _TRAIN],
+            "test": [clean(source / name) for name in _TEST],
+        }
