@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gamax.config import DataConfig, check_data
-from gamax.console import print_table, say
+from gamax.cli_data import Data
+from gamax.console import print_table
 from gamax.errors import UserError, exit_on_user_error
 from gamax.files import check_writable
 
@@ -95,7 +95,7 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class BenchInfer:
     """Measures latency and memory of networks, each in a process of its own."""
 
     models: tuple[str, ...] = ("gama_ir_tiny", "gama_ir_s")
@@ -120,21 +120,13 @@ class Bench:
             raise UserError("bench needs at least one model and size, and a batch and repeats of at least 1")
         for model in self.models:
             variant(model)
-        if self.output:
-            if self.output.is_dir():
-                raise UserError(f"--output must be a file, not the folder '{self.output}'")
-            check_writable(self.output.parent)
-            self.output.parent.mkdir(parents=True, exist_ok=True)
+        _check_lines(self.output)
         sizes = [_parse_size(size) for size in self.sizes]
         rows = []
         for model in self.models:
             for height, width in sizes:
                 row = measure(Case(model, height, width, self.batch, self.precision, self.repeats))
-                line = json.dumps(row)
-                print(line, flush=True)
-                if self.output:
-                    with self.output.open("a") as file:
-                        file.write(line + "\n")
+                _write_line(self.output, row)
                 rows.append(
                     {
                         "model": model,
@@ -152,6 +144,22 @@ class Bench:
         print_table(f"precision {self.precision}", list(rows[0]), rows)
 
 
+def _check_lines(output: Path | None) -> None:
+    if output:
+        if output.is_dir():
+            raise UserError(f"--output must be a file, not the folder '{output}'")
+        check_writable(output.parent)
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write_line(output: Path | None, row: dict[str, Any]) -> None:
+    line = json.dumps(row)
+    print(line, flush=True)
+    if output:
+        with output.open("a") as file:
+            file.write(line + "\n")
+
+
 def _parse_size(size: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
     height, width = map(int, match.groups()) if match else (0, 0)
@@ -161,63 +169,91 @@ def _parse_size(size: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataCheck:
-    """Reads every image of a folder and lists what is unreadable, unpaired or mixed in bit depth."""
+class BenchData:
+    """Measures how fast training images are read: the input pipeline against a plain loop, each in its own process."""
 
-    folder: tyro.conf.Positional[Path]
-    """The images, or `input/` and `target/`, or `train/` and `test/` with either below them."""
-
-    def run(self) -> None:
-        """Carries the verb out."""
-        from gamax.data.datasets import check_folder
-
-        parts = [part for name in ("train", "test") if (part := self.folder / name).is_dir()]
-        problems, bit_depths = 0, set()
-        for folder in parts or [self.folder]:
-            paired = (folder / "input").is_dir() or (folder / "target").is_dir()
-            summary = check_folder(folder, paired)
-            kind = "pairs" if paired else "images"
-            sizes = sorted(summary.sizes.items(), key=lambda item: -item[1])
-            rows = [{"width x height": f"{width}x{height}", kind: str(count)} for (height, width), count in sizes[:10]]
-            depths = ", ".join(f"{count} of {depth} bits" for depth, count in summary.bit_depths.items())
-            title = f"{folder}: {summary.num_examples} {kind} ({depths}), {len(sizes)} sizes, the commonest:"
-            print_table(title, ["width x height", kind], rows)
-            for problem in summary.problems:
-                say(f"problem: {problem}")
-            problems += len(summary.problems)
-            bit_depths |= set(summary.bit_depths)
-        if len(bit_depths) > 1 and parts:
-            say(f"problem: the parts differ in bit depth ({' and '.join(map(str, sorted(bit_depths)))}); convert one")
-            problems += 1
-        if problems:
-            raise UserError(f"'{self.folder}' has {problems} problem(s), listed above")
-        say("every image is readable")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataPrepare:
-    """Cuts and stores a training set now, as `train.py` would at its start."""
-
-    data: tyro.conf.AvoidSubcommands[DataConfig] = dataclasses.field(default_factory=DataConfig)
-    """The same fields as in a configuration file."""
+    dataset: str = "sample_photographs"
+    """Name of a dataset; `gamax data list` prints them."""
+    source: str | None = None
+    """Its folder."""
+    prepared_dir: str | None = None
+    """Where prepared datasets are stored; the set is prepared there in both encodings if it is not yet."""
+    storages: tuple[Literal["files", "png", "raw"], ...] = ("files", "png", "raw")
+    """Original whole images, and the prepared cuts in each encoding."""
+    workers: tuple[int, ...] = (1, 2)
+    """Numbers of reading threads."""
+    cores: tuple[int, ...] = ()
+    """Also bind the process to so many cores, for each number; none leaves it free."""
+    patch_size: int = 256
+    """Side of the crops."""
+    batch: int = 8
+    """Crops in a batch."""
+    seconds: float = 5.0
+    """How long each row is measured."""
+    repeats: int = 3
+    """Rounds over all rows, so that what disturbs the machine disturbs all of them; the table shows medians."""
+    output: Path | None = None
+    """Append the rows to this file as JSON lines."""
 
     def run(self) -> None:
         """Carries the verb out."""
-        from gamax.data.datasets import prepare
+        import numpy as np
 
-        check_data(self.data)
-        prepared = prepare(self.data)
-        tests = f", {len(prepared.test)} test images" if prepared.test is not None else ""
-        say(f"{prepared.num_train_images} training images in {len(prepared.train)} cuts{tests}: ready")
+        from gamax.benchmark.loading import Case, measure
+
+        if min((*self.workers, *self.cores, self.batch, self.repeats)) < 1 or not self.workers or not self.storages:
+            raise UserError("bench data needs a storage, and workers, cores, batch and repeats of at least 1")
+        _check_lines(self.output)
+        place = (self.dataset, self.source, self.prepared_dir)
+        cases = [
+            Case(*place, storage, reader, workers, cores, self.patch_size, self.batch, self.seconds)
+            for storage in self.storages
+            for cores in self.cores or (None,)
+            for workers in self.workers
+            for reader in ("loop", "pipeline")
+        ]
+        measured: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+        for _ in range(self.repeats):
+            for case in cases:
+                row = measure(case)
+                _write_line(self.output, row)
+                measured[case].append(row)
+
+        def median(case: Case, key: str) -> float:
+            return float(np.median([row[key] for row in measured[case]]))
+
+        stages = ("fetch_ms", "decode_ms", "crop_and_batch_ms")
+        rows = []
+        for case in cases:
+            loop = median(dataclasses.replace(case, reader="loop"), "examples_per_second")
+            rate = median(case, "examples_per_second")
+            rows.append(
+                {
+                    "stored as": case.storage,
+                    "reader": case.reader,
+                    "workers": str(case.workers),
+                    "cores": str(case.cores or "free"),
+                    "examples/s": f"{rate:.0f}",
+                    "of the loop": f"{rate / loop:.0%}",
+                    "cores used": f"{median(case, 'cores_used'):.2f}",
+                    **{key: f"{median(case, key):.2f}" for key in stages if key in measured[case][0]},
+                }
+            )
+        images = measured[cases[0]][0]["images_per_example"]
+        title = (
+            f"{self.dataset}: {images} crop(s) of {self.patch_size} from an example; medians of {self.repeats} rounds"
+        )
+        columns = ["stored as", "reader", "workers", "cores", "examples/s", "of the loop", "cores used", *stages]
+        print_table(title, columns, rows)
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """Checks and prepares images."""
+class Bench:
+    """Measures speed and memory."""
 
     verb: (
-        Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
-        | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+        Annotated[BenchInfer, tyro.conf.subcommand("infer", prefix_name=False)]
+        | Annotated[BenchData, tyro.conf.subcommand("data", prefix_name=False)]
     )
 
     def run(self) -> None:

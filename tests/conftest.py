@@ -26,17 +26,19 @@ from absl import flags
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-# Every shape and type annotation is checked at every call, except where tests pass on purpose what it forbids: the data
-# package (stand-ins for sequences and arrays), the configuration and the metrics (which have errors of their own for
-# values of the wrong type and shape). The hook imports the checker by its name; this one takes an int for a float, as
-# PEP 484 does.
+# Every shape and type annotation is checked at every call, except where tests pass on purpose what it forbids: the rest
+# of the data package (stand-ins for sequences and arrays), the configuration with its degradations and the metrics
+# (which have errors of their own for values of the wrong type and shape). The hook imports the checker by its name;
+# this one takes an int for a float, as PEP 484 does.
 checker = types.ModuleType("gamax_test_checker")
 checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
-CHECKED = ("blocks", "models", "training", "benchmark", "interop", "cli", "errors", "console")
+CHECKED = ("blocks", "models", "training", "benchmark", "interop", "cli", "cli_data", "errors", "console")
 # Not `evaluate`: checking a sequence of examples would read one of them.
 EVALUATION = ("pictures", "protocols", "restore_files", "restorer")
-modules = [f"gamax.{name}" for name in CHECKED] + [f"gamax.evaluation.{name}" for name in EVALUATION]
+DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg")
+modules = [f"gamax.{name}" for name in CHECKED]
+modules += [f"gamax.evaluation.{name}" for name in EVALUATION] + [f"gamax.data.{name}" for name in DATA]
 install_import_hook(modules, f"{checker.__name__}.check")
 
 # tensorflow_datasets reads absl flags, which nobody parses under pytest.

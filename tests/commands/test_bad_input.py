@@ -71,12 +71,12 @@ def train_arguments(tmp_path: Path, *more: object) -> list[object]:
 
 def folder_arguments(tmp_path: Path, dataset: str, folder: Path) -> list[object]:
     """The quick start on a folder, by way of a configuration file as a user would write it."""
-    degradation = "None" if dataset == "paired_folder" else "GaussianNoise()"
+    degradations = "()" if dataset == "paired_folder" else "(GaussianNoise(),)"
     protocol = "paired-rgb" if dataset == "paired_folder" else "gauss-color-25"
     config = tmp_path / "mine.py"
     config.write_text(
-        "from gamax.config import *\n"
-        f"data = DataConfig(dataset={dataset!r}, source={str(folder)!r}, patch_size=16, degradation={degradation},\n"
+        "from gamax.config import *\nfrom gamax.data.degradations import *\n"
+        f"data = DataConfig(dataset={dataset!r}, source={str(folder)!r}, patch_size=16, degradations={degradations},\n"
         f"    prepared_dir={str(tmp_path / 'prepared')!r})\n"
         "experiment = Experiment(data=data, training=TrainingConfig(steps=1, batch_size=8))\n"
     )
@@ -231,7 +231,7 @@ def test_restore_checks_the_format_first(fails, tmp_path, tiny_workspace):
 
 def test_restore_and_bench_without_anything_to_do(fails, tiny_workspace):
     assert "no image" in fails("gamax", "restore", "--weights", tiny_workspace / "runs/quickstart")
-    assert "at least one model" in fails("gamax", "bench", "--models")
+    assert "at least one model" in fails("gamax", "bench", "infer", "--models")
 
 
 @pytest.mark.parametrize("override", ["width=wide", "width=4.5", "dtype=bfloat16", "mixer=3"])

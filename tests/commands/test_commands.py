@@ -153,7 +153,7 @@ def test_models_prints_the_published_numbers(gamax, capsys):
 
 def test_bench_prints_rows_and_a_table(gamax, capsys, tmp_path):
     sizes = ("--sizes", "32x48", "--repeats", "3", "--output", tmp_path / "rows.jsonl")
-    gamax("bench", "--models", "gama_ir_tiny", *sizes)
+    gamax("bench", "infer", "--models", "gama_ir_tiny", *sizes)
     row = json.loads((tmp_path / "rows.jsonl").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == row
     assert (row["height"], row["width"], row["precision"]) == (32, 48, "fp32-strict")
@@ -174,24 +174,6 @@ def test_data_check_lists_every_problem(gamax, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "30x20" in printed
     assert "problem:" in printed
-
-
-def test_data_prepare_stores_a_folder(gamax, tmp_path, capsys):
-    (tmp_path / "clean").mkdir()
-    cv2.imwrite(str(tmp_path / "clean/a.png"), np.zeros((40, 90, 3), np.uint8))
-    sizes = ("--cut-size", 40, "--cut-stride", 30, "--patch-size", 16)
-    folders = ("--source", tmp_path / "clean", "--prepared-dir", tmp_path / "prepared")
-    gamax("data", "prepare", "--dataset", "clean_folder", *folders, *sizes)
-    assert "1 training images in 3 cuts" in capsys.readouterr().out
-
-
-def test_data_check_compares_the_parts(gamax, tmp_path, capsys):
-    for part, dtype in (("train", np.uint8), ("test", np.uint16)):
-        (tmp_path / part).mkdir()
-        cv2.imwrite(str(tmp_path / part / "a.png"), np.zeros((20, 30, 3), dtype))
-    with pytest.raises(SystemExit):
-        gamax("data", "check", tmp_path)
-    assert "problem: the parts differ in bit depth (8 and 16)" in capsys.readouterr().out
 
 
 def test_restore_says_that_a_colour_profile_is_lost(tiny_workspace, tmp_path, gamax, capsys):

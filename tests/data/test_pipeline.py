@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gamax.data.pipeline import training_batches
+from gamax.errors import UserError
 
 SIZE, PATCH = (20, 24), 8
 
@@ -32,6 +33,10 @@ def batches(count, length=10, *, state=None, paired=True, dtype=np.uint8, **valu
     if state is not None:
         iterator.set_state(state)
     return [next(iterator) for _ in range(count)], iterator.get_state()
+
+
+def iterator_of(batch_size):
+    return training_batches(Coordinates(10), patch_size=PATCH, batch_size=batch_size, seed=3, threads=2)
 
 
 def assert_equal(left, right):
@@ -115,3 +120,65 @@ def test_an_image_of_exactly_the_patch_size_and_a_batch_larger_than_the_set():
 
     iterator = training_batches(Single(1), patch_size=PATCH, batch_size=5, seed=0, threads=1)
     np.testing.assert_array_equal(next(iterator)["target"], np.full((5, PATCH, PATCH, 3), 7))
+
+
+def test_a_batch_of_one_and_a_position_far_ahead():
+    expected, _ = batches(1)
+    assert_equal(
+        [{"target": next(one)["target"]} for one in [iterator_of(1)] * 4],
+        [{"target": expected[0]["target"][i : i + 1]} for i in range(4)],
+    )
+    far = iterator_of(1)
+    far.set_state({"next_index": 10**9})
+    assert next(far)["target"].shape == (1, PATCH, PATCH, 3)
+
+
+class Damaged(Coordinates):
+    """Cannot read some of its examples."""
+
+    def __init__(self, length, damaged):
+        super().__init__(length)
+        self.damaged = damaged
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise UserError(f"record {index} of 'set-00001' cannot be read")
+        return super().__getitem__(index)
+
+
+def damaged_batches(damaged, count=6, **values):
+    values = {"patch_size": PATCH, "batch_size": 4, "seed": 3, "threads": 2, **values}
+    iterator = training_batches(Damaged(10, damaged), **values)
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_example_that_cannot_be_read_is_named(threads):
+    with pytest.raises(UserError) as caught:
+        damaged_batches({7}, threads=threads)
+    assert str(caught.value) == "record 7 of 'set-00001' cannot be read"
+
+
+def test_a_damaged_example_is_replaced_by_the_next_if_asked_for(capsys):
+    expected, _ = batches(6)
+    replaced = damaged_batches({4, 9}, skip_corrupt=True)
+    names = images_of(expected)
+    np.testing.assert_array_equal(images_of(replaced), np.where(names == 4, 5, np.where(names == 9, 0, names)))
+    # The windows of all others stay what they are.
+    for before, after in zip(expected, replaced, strict=True):
+        kept = ~np.isin(before["target"][:, 0, 0, 0], [4, 9])
+        np.testing.assert_array_equal(before["input"][kept], after["input"][kept])
+    # Once each, though both epochs meet them.
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"skipped: record {index} of 'set-00001' cannot be read" for index in (4, 9)
+    ]
+
+
+def test_a_set_without_any_readable_example_ends():
+    with pytest.raises(UserError, match="none of the training images can be read"):
+        damaged_batches(set(range(10)), skip_corrupt=True)
+
+
+def test_an_image_smaller_than_the_patch_is_named():
+    with pytest.raises(UserError, match=r"'[0-9]' is 24x20 pixels, less than the patch of 21"):
+        batches(1, patch_size=21)
