@@ -91,6 +91,7 @@ def train(
         batch_size=training.batch_size,
         seed=training.seed,
         threads=experiment.data.loader_threads,
+        skip_corrupt=experiment.data.skip_corrupt,
     )
     # One batch a step: the position in the data follows from the step.
     batches.set_state({"next_index": step})

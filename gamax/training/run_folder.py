@@ -13,7 +13,10 @@ from gamax.environment import environment, versions
 from gamax.errors import UserError
 from gamax.files import check_writable, lock, replace_atomically, write_json
 
-CHANGEABLE = {"prepared_dir", "loader_threads", "checkpoint_every", "checkpoints_kept", "max_skipped_steps"}
+CHANGEABLE = {
+    *("prepared_dir", "loader_threads", "skip_corrupt"),
+    *("checkpoint_every", "checkpoints_kept", "max_skipped_steps"),
+}
 """Fields of data and training that change no number, so a run may be resumed with other values."""
 
 
