@@ -46,6 +46,10 @@ def main(arguments: list[str]) -> None:
     evaluation_data = experiment.evaluation.data
     examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
     dataset = prepare(experiment.data)
+    channels = {image.shape[-1] for name, image in dataset.train[0].items() if name != "name"}
+    if channels != {3}:
+        found = " and ".join(map(str, sorted(channels)))
+        raise UserError(f"data.dataset {experiment.data.dataset} has images of {found} channels; the networks take 3")
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")

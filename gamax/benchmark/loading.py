@@ -102,13 +102,13 @@ def run_case(case: Case) -> dict[str, Any]:
 
 
 def _rate(batches: Iterator[Any], case: Case) -> tuple[float, float]:
-    for _ in range(2 * case.workers + 2):
-        next(batches)
-    count, started, processor = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - started < case.seconds:
-        next(batches)
-        count += case.batch_size
-    wall = time.perf_counter() - started
+    """Examples a second and cores used, once as long a time as is measured has passed."""
+    for _ in ("warm-up", "measurement"):
+        count, started, processor = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - started < case.seconds:
+            next(batches)
+            count += case.batch_size
+        wall = time.perf_counter() - started
     return count / wall, (time.process_time() - processor) / wall
 
 

@@ -108,6 +108,14 @@ def test_unknown_network_field_names_the_nearest(fails, tmp_path):
     assert "did you mean 'width'" in error
 
 
+def test_images_of_a_dual_pixel_camera_that_no_network_takes(fails, tmp_path):
+    for part in ("inputL", "inputR", "target"):
+        image(tmp_path / "dpdd/train" / part / "a.png")
+    config, *more = folder_arguments(tmp_path, "paired_folder", tmp_path / "unused")
+    error = fails("train.py", config, "--data.dataset", "dpdd_dual", "--data.source", tmp_path / "dpdd", *more[4:])
+    assert "data.dataset dpdd_dual has images of 3 and 6 channels; the networks take 3" in error
+
+
 def test_negative_learning_rate(fails, tmp_path):
     error = fails("train.py", *train_arguments(tmp_path, "--optimizer.learning-rate", "-0.001"))
     assert "'optimizer.learning_rate' must be above 0, not -0.001" in error

@@ -742,10 +742,17 @@ def test_real_polyu(tmp_path, shared_folder, prepare_set):
     assert dataset.psnr_input["test"] == pytest.approx((86 * 35.81 + 14 * 36.94) / 100, abs=0.005)
 
 
-def test_real_sidd_blocks(shared_folder):
+def test_real_sidd_blocks(tmp_path, shared_folder, prepare_set):
     folder = real(shared_folder, "sidd_tiny")
     images = [read_matlab_image(folder / f"{name}.mat", f"im_{name}") for name in ("noisy", "gt")]
     assert all((image.shape, image.dtype) == ((256, 256, 3), np.uint8) for image in images)
     assert cv2.PSNR(*images) == pytest.approx(16.15, abs=0.005)
     with pytest.raises(UserError, match=r"gt.mat' has no variable im_noisy, only im_gt"):
         read_matlab_image(folder / "gt.mat", "im_noisy")
+    # As the only block of the only photograph of a validation set.
+    for name, image in zip(("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb"), images, strict=True):
+        scipy.io.savemat(tmp_path / f"{name}.mat", {name: image[np.newaxis, np.newaxis]}, do_compression=True)
+    dataset = prepare_set(SIDD, tmp_path)
+    assert dataset.num_images == {"validation": 1}
+    assert dataset.psnr_input["validation"] == pytest.approx(16.15, abs=0.005)
+    np.testing.assert_array_equal(dataset.test[0]["input"], images[0])
