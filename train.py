@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gamax import config
 from gamax.console import print_table, say
-from gamax.data.datasets import folder_examples, prepare
+from gamax.data.datasets import folder_examples, prepare, training_channels
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
@@ -45,11 +45,12 @@ def main(arguments: list[str]) -> None:
     run_folder.check_run(run_dir, experiment)
     evaluation_data = experiment.evaluation.data
     examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
+    channels = training_channels(experiment.data)
+    if set(channels.values()) != {3}:
+        raise UserError(
+            f"the networks take images of 3 channels, data.dataset {experiment.data.dataset} has {channels}"
+        )
     dataset = prepare(experiment.data)
-    channels = {image.shape[-1] for name, image in dataset.train[0].items() if name != "name"}
-    if channels != {3}:
-        found = " and ".join(map(str, sorted(channels)))
-        raise UserError(f"data.dataset {experiment.data.dataset} has images of {found} channels; the networks take 3")
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")

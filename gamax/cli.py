@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gamax.cli_data import Data
-from gamax.console import print_table
+from gamax.console import print_table, say
 from gamax.errors import UserError, exit_on_user_error
 from gamax.files import check_writable
 
@@ -199,10 +199,15 @@ class BenchData:
         """Carries the verb out."""
         import numpy as np
 
-        from gamax.benchmark.loading import Case, measure
+        from gamax.benchmark.loading import Case, data_config, measure
+        from gamax.data.datasets import prepare, training_channels
 
-        if min((*self.workers, *self.cores, self.batch, self.repeats)) < 1 or not self.workers or not self.storages:
-            raise UserError("bench data needs a storage, and workers, cores, batch and repeats of at least 1")
+        counts = (*self.workers, *self.cores, self.batch, self.repeats, self.patch_size)
+        if min(counts) < 1 or self.seconds <= 0 or not self.workers or not self.storages:
+            raise UserError(
+                "bench data needs a storage, seconds above 0, and workers, cores, batch, repeats and patch size of at "
+                "least 1"
+            )
         _check_lines(self.output)
         place = (self.dataset, self.source, self.prepared_dir)
         cases = [
@@ -212,6 +217,12 @@ class BenchData:
             for workers in self.workers
             for reader in ("loop", "pipeline")
         ]
+        training_channels(data_config(cases[0]))
+        # Here, where it shows its progress.
+        for config in {case.storage: data_config(case) for case in cases if case.storage != "files"}.values():
+            records = len(prepare(config, training=False).train)
+            if records < 1000:
+                say(f"note: with {records} records, shuffling takes a large part of the pipeline's time (docs/data.md)")
         measured: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
         for _ in range(self.repeats):
             for case in cases:
@@ -222,7 +233,7 @@ class BenchData:
         def median(case: Case, key: str) -> float:
             return float(np.median([row[key] for row in measured[case]]))
 
-        stages = ("fetch_ms", "decode_ms", "crop_and_batch_ms")
+        stages = {"fetch ms": "fetch_ms", "decode ms": "decode_ms", "crop, batch": "crop_and_batch_ms"}
         rows = []
         for case in cases:
             loop = median(dataclasses.replace(case, reader="loop"), "examples_per_second")
@@ -236,7 +247,7 @@ class BenchData:
                     "examples/s": f"{rate:.0f}",
                     "of the loop": f"{rate / loop:.0%}",
                     "cores used": f"{median(case, 'cores_used'):.2f}",
-                    **{key: f"{median(case, key):.2f}" for key in stages if key in measured[case][0]},
+                    **{name: f"{median(case, key):.2f}" for name, key in stages.items() if key in measured[case][0]},
                 }
             )
         images = measured[cases[0]][0]["images_per_example"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,13 +33,13 @@ class DataList:
         """Carries the verb out."""
         from gamax.data.builders import BUILDERS
 
-        columns = ["name", "task", "published", "licence", "prepared"]
+        columns = ["name", "task", "published examples", "prepared copies"]
         rows = []
         for name, builder in BUILDERS.items():
             copies = len(_copies(name, self.prepared_dir))
-            values = (name, builder.TASK, _counts(builder), _short(builder.LICENSE), str(copies) if copies else "")
+            values = (name, builder.TASK, _counts(builder), str(copies) if copies else "")
             rows.append(dict(zip(columns, values, strict=True)))
-        print_table("datasets; `gamax data info NAME` says more", columns, rows)
+        print_table("datasets; `gamax data info NAME` says where to get one, on what terms, and more", columns, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ class DataInfo:
             "licence": builder.LICENSE,
             "homepage": builder.HOMEPAGE,
             "files": builder.MANUAL_DOWNLOAD_INSTRUCTIONS,
-            "features": ", ".join(_open(copies[0]).info.features) if copies else features,
+            "features": features,
         }
         say(f"{self.name}: {inspect.cleandoc(builder.__doc__ or '')}\n")
         for label, text in facts.items():
@@ -92,7 +91,7 @@ class DataPrepare:
     cut_size: int | None = None
     """Training images are cut into squares of at most this many pixels a side; the default is 512."""
     cut_stride: int | None = None
-    """Pixels from the start of one square to the next; the default is 384."""
+    """Pixels from the start of one square to the next; the default is 384, or the size of smaller squares."""
     encoding: Literal["png", "raw"] | None = None
     """How training cuts are stored; the default is `png`."""
 
@@ -103,6 +102,8 @@ class DataPrepare:
         # A set that is prepared by its name may be trained on with any patch.
         data = _experiment(self.name, patch_size=1).data
         data = _replace(data, self, ("source", "prepared_dir", "cut_size", "cut_stride", "encoding"))
+        if self.cut_stride is None:
+            data = dataclasses.replace(data, cut_stride=min(data.cut_stride, data.cut_size))
         check_data(data)
         _print_copy(prepare(data, training=False).folder)
 
@@ -163,7 +164,7 @@ class DataShow:
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.contact_sheet import contact_sheet
-        from gamax.data.datasets import prepare
+        from gamax.data.datasets import training_channels
         from gamax.data.degradations import GaussianNoise
         from gamax.data.images import write_image
 
@@ -173,9 +174,10 @@ class DataShow:
         if self.step < 0 or (self.seed is not None and self.seed < 0):
             raise UserError("--step and --seed must not be negative")
         output = self.output or Path(f"{Path(self.name).stem}.png")
+        if self.output is None and output.exists():
+            raise UserError(f"'{output}' exists; name another picture with --output, or the same to replace it")
         _check_picture(output)
-        train = prepare(data, training=False).train
-        if not _is_file(self.name) and len(train) and "input" not in train[0]:
+        if not _is_file(self.name) and "input" not in training_channels(data):
             say("the set has clean images only: shown with GaussianNoise(); name a configuration file for another")
             data = dataclasses.replace(data, degradations=(GaussianNoise(),))
         seed = experiment.training.seed if self.seed is None else self.seed
@@ -233,20 +235,18 @@ def _check_picture(output: Path) -> None:
 
 def _copies(name: str, prepared_dir: Path | None) -> list[Path]:
     """The folders of the prepared copies of a dataset."""
-    data_dir = prepared_dir or Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    from gamax.data.datasets import prepared_sets_folder
+
     # Below the name: the configuration and the version. What is incomplete starts with another word.
-    found = (data_dir.expanduser() / name).glob("*/[0-9]*/dataset_info.json")
+    found = (prepared_sets_folder(prepared_dir) / name).glob("*/[0-9]*/dataset_info.json")
     return sorted(path.parent for path in found)
 
 
-def _open(folder: Path) -> ImageSetBuilder | Any:
-    import tensorflow_datasets as tfds
-
-    return tfds.builder_from_directory(folder)
-
-
 def _print_copy(folder: Path) -> None:
-    info = _open(folder).info
+    from gamax.data.datasets import open_prepared
+
+    info = open_prepared(folder).info
+    stored = info.metadata
     columns = ["split", "images", "records", "input PSNR", "MB"]
     rows = []
     for split, part in info.splits.items():
@@ -259,15 +259,12 @@ def _print_copy(folder: Path) -> None:
             f"{part.num_bytes / 1e6:,.1f}",
         )
         rows.append(dict(zip(columns, values, strict=True)))
-    print_table(f"prepared in {folder}", columns, rows)
+    cuts = f"{stored['encoding']}, cuts of {stored['cut_size']} every {stored['cut_stride']} pixels"
+    print_table(f"prepared in {folder} from {stored['source']} ({cuts})", columns, rows)
 
 
 def _counts(builder: type[ImageSetBuilder]) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in builder.COUNTS.items())
-
-
-def _short(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."
 
 
 def _check_row(split: SplitReport) -> dict[str, str]:

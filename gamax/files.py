@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gamax.console import say
 from gamax.errors import UserError
 
 
@@ -50,9 +51,12 @@ def lock(folder: Path, wait: bool) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work in '{folder}'; wait for it or choose another folder"
-            ) from error
+            if not wait:
+                raise UserError(
+                    f"another process is at work in '{folder}'; wait for it or choose another folder"
+                ) from error
+            say(f"waiting for another process that is at work in '{folder}'")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

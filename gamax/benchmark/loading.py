@@ -63,9 +63,15 @@ def measure(case: Case) -> dict[str, Any]:
         pin = partial(os.sched_setaffinity, 0, available[: case.cores])
     finished = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=pin)
     if finished.returncode:
-        reason = finished.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"the benchmark of {case.storage} ({case.reader}) failed: {reason[0]}")
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("gamax.errors.UserError: ")
+        raise UserError(f"the benchmark of {case.storage} ({case.reader}) failed: {reason}")
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+def data_config(case: Case) -> DataConfig:
+    """The dataset of a case, as it is to be prepared."""
+    encoding: Literal["png", "raw"] = "raw" if case.storage == "raw" else "png"
+    return DataConfig(case.dataset, case.source, case.prepared_dir, encoding=encoding)
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -75,12 +81,9 @@ def run_case(case: Case) -> dict[str, Any]:
 
     # For the plain loop as well, which would be three to eight times slower otherwise.
     keep_freed_memory()
-    encoding: Literal["png", "raw"] = "raw" if case.storage == "raw" else "png"
-    config = DataConfig(case.dataset, case.source, case.prepared_dir, encoding=encoding)
-    prepared = prepare(config, training=False)
-    if not prepared.train:
-        raise UserError(f"dataset {case.dataset} has no training images to read")
-    examples = source_examples(config, "train") if case.storage == "files" else prepared.train
+    config = data_config(case)
+    prepared = prepare(config, training=False) if case.storage != "files" else None
+    examples = prepared.train if prepared else source_examples(config, "train")
     with tempfile.TemporaryDirectory() as folder:
         if case.reader == "pipeline":
             batches = _pipeline(examples, case)
@@ -88,8 +91,8 @@ def run_case(case: Case) -> dict[str, Any]:
             readers = _original_readers(examples) if case.storage == "files" else _file_readers(examples, case, folder)
             batches = _loop(readers, case)
         rate, cores_used = _rate(batches, case)
-    alone = case.reader == "pipeline" and case.storage != "files" and case.workers == 1
-    stages = _stages(prepared, 1e3 / rate, case) if alone else {}
+    alone = case.reader == "pipeline" and case.workers == 1
+    stages = _stages(prepared, 1e3 / rate, case) if prepared and alone else {}
     return {
         **dataclasses.asdict(case),
         "images_per_example": sum(key in ("input", "target") for key in examples[0]),
@@ -128,6 +131,8 @@ def _loop(readers: Sequence[Callable[[], list[np.ndarray]]], case: Case) -> Iter
         crops = []
         for index in rng.integers(len(readers), size=case.batch_size):
             images = readers[index]()
+            if min(images[0].shape[:2]) < case.patch_size:
+                raise UserError(f"an image has {images[0].shape[1]}x{images[0].shape[0]} pixels, less than the patch")
             y, x = (rng.integers(side - case.patch_size + 1) for side in images[0].shape[:2])
             crops.append([image[y : y + case.patch_size, x : x + case.patch_size] for image in images])
         return [np.stack(images) for images in zip(*crops, strict=True)]

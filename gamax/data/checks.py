@@ -196,8 +196,6 @@ def _look(files: ExampleFiles, channels: int) -> _Look:
     target = grays.pop("target")
     # Of the two views of a dual-pixel camera, the mean: their shifts from the target are opposite.
     gray = np.mean(list(grays.values()), axis=0)
-    if all(np.array_equal(images[key], images["target"]) for key in grays):
-        psnr = math.inf
     fingerprint, partner = thumbnail(target), thumbnail(gray)
     agreement = float(fingerprint @ partner) if fingerprint.any() and partner.any() else None
     shift = None if psnr == math.inf else find_shift(gray, target)

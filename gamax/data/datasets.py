@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from gamax.config import DataConfig
 from gamax.console import say
 from gamax.data.examples import (
     Example,
+    ExampleFiles,
     join_views,
     list_examples,
     read_example,
@@ -74,8 +77,6 @@ def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
             an image cannot be read, bit depths are mixed, or the disk cannot be written.
     """
     with _quiet_tfds():
-        import tensorflow_datasets as tfds
-
         from gamax.data.builders import find_builder
 
         builder_class = find_builder(config.dataset)
@@ -83,21 +84,62 @@ def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
         if training:
             _check_trainable(config, image_set)
         patch_size = config.patch_size if training else 1
-        data_dir = Path(config.prepared_dir).expanduser() if config.prepared_dir else None
-        builder = builder_class(config=image_set, data_dir=data_dir)
-        if not builder.data_path.exists():
+        data_dir = prepared_sets_folder(config.prepared_dir)
+        folder = data_dir / builder_class.name / image_set.name / str(builder_class.VERSION)
+        if not folder.exists():
             _note_missing(builder_class, image_set)
-            _write(builder, patch_size)
-        builder = tfds.builder_from_directory(builder.data_path)
-        metadata = builder.info.metadata
-        _check_size(metadata["smallest_train_image"], metadata["smallest_train_side"], patch_size)
+            _write(builder_class(config=image_set, data_dir=data_dir), patch_size)
+        info = open_prepared(folder).info
+        _check_size(info.metadata["smallest_train_image"], info.metadata["smallest_train_side"], patch_size)
         return PreparedDataset(
-            folder=Path(builder.data_path),
-            splits={split: _records(builder, split) for split in builder.info.splits},
+            folder=folder,
+            splits={split: _records(folder, split) for split in info.splits},
             fingerprint=image_set.name.rpartition("_")[2],
-            num_images=metadata["num_images"],
-            psnr_input=metadata["psnr_input"],
+            num_images=info.metadata["num_images"],
+            psnr_input=info.metadata["psnr_input"],
         )
+
+
+def prepared_sets_folder(prepared_dir: str | Path | None) -> Path:
+    """Where prepared sets are: `prepared_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    return Path(prepared_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def open_prepared(folder: Path) -> tfds.core.DatasetBuilder:
+    """Opens a prepared set; `UserError` if its description is damaged or of another version."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        missing = {"num_images", "psnr_input", "encoding"} - set(builder.info.metadata or ())
+    # Of its three JSON files, each read by another library.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the prepared set in '{folder}' cannot be opened ({reason}); delete that folder") from error
+    if missing:
+        raise UserError(f"'{folder}' was not prepared by this version of gamax; delete that folder")
+    return builder
+
+
+def training_channels(config: DataConfig) -> dict[str, int]:
+    """The channels of the images that training on a dataset reads, `target` and perhaps `input`; reads no image.
+
+    Raises `UserError` when files are missing or none is for training.
+    """
+    with _quiet_tfds():
+        from gamax.data.builders import find_builder
+
+        builder_class = find_builder(config.dataset)
+        image_set = _image_set(builder_class, config)
+    names = [name.partition("_")[0] for name in _training_files(config.dataset, image_set)[0].images]
+    return {name: builder_class.CHANNELS * names.count(name) for name in sorted(set(names))}
+
+
+def _training_files(name: str, image_set: ImageSetConfig) -> Sequence[ExampleFiles]:
+    examples = image_set.splits.get("train")
+    if not examples:
+        raise UserError(f"data.dataset {name} has no training images here, only {', '.join(image_set.splits)}")
+    return examples
 
 
 def _image_set(builder_class: type[ImageSetBuilder], config: DataConfig) -> ImageSetConfig:
@@ -113,10 +155,8 @@ def _image_set(builder_class: type[ImageSetBuilder], config: DataConfig) -> Imag
 
 
 def _check_trainable(config: DataConfig, image_set: ImageSetConfig) -> None:
-    name, examples = config.dataset, image_set.splits.get("train")
-    if not examples:
-        raise UserError(f"data.dataset {name} has no training images here, only {', '.join(image_set.splits)}")
-    is_paired = len(examples[0].images) > 1
+    name = config.dataset
+    is_paired = len(_training_files(name, image_set)[0].images) > 1
     if is_paired and config.degradations:
         raise UserError(f"data.dataset {name} has inputs of its own: remove data.degradations")
     if not is_paired and not config.degradations:
@@ -130,7 +170,7 @@ def _note_missing(builder_class: type[ImageSetBuilder], image_set: ImageSetConfi
     for split, published in builder_class.COUNTS.items():
         found = len(image_set.splits.get(split, ()))
         if found != published:
-            say(f"note: {found} examples of {builder_class.name} {split} are here, the published set has {published}")
+            say(f"note: {found:,} of the {published:,} published examples of {builder_class.name} {split} are here")
 
 
 def _check_size(image: str | None, side: int | None, patch_size: int) -> None:
@@ -146,12 +186,16 @@ def _write(builder: ImageSetBuilder, patch_size: int) -> None:
 
     directory, folder = Path(builder.data_path), incomplete_folder(builder)
     config = builder.builder_config
-    facts = stored_facts(folder) or read_facts(config, builder.CHANNELS)
+    stored = stored_facts(folder)
+    facts = stored or read_facts(config, builder.CHANNELS)
     _check_size(facts.smallest_train_image, facts.smallest_train_side, patch_size)
     try:
         with lock(directory.parent, wait=True):
             # Another process may have prepared the set while this one waited.
             if not directory.exists():
+                if stored is None and stored_facts(folder) is None and folder.exists():
+                    # Shards without the facts that say which images they hold.
+                    shutil.rmtree(folder)
                 store_facts(folder, facts)
                 # `directory` is DATA_DIR/NAME/CONFIGURATION/VERSION.
                 data_dir = directory.parents[2]
@@ -197,10 +241,11 @@ class _Examples(Sequence[Example]):
         )
 
 
-def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Example]:
+def _records(folder: Path, split: str) -> Sequence[Example]:
     """The examples of a split; a record that cannot be read raises `UserError` with its shard and position there."""
     import tensorflow_datasets as tfds
 
+    builder = open_prepared(folder)
     info = builder.info.splits[split]
     keys = [key for key in builder.info.features if key != "name"]
     source: Any = builder.as_data_source(split, decoders=dict.fromkeys(keys, tfds.decode.SkipDecoding()))

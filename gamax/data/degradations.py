@@ -301,7 +301,7 @@ class Downscale:
     kind: ClassVar[str] = "downscale"
 
     def __post_init__(self) -> None:
-        _check_range(self, "factor", 1)
+        _check_range(self, "factor", 1, 32)
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         """Scales the images down and up."""

@@ -168,7 +168,7 @@ def bit_depth(images: Mapping[str, np.ndarray]) -> int:
 def psnr_input(images: Mapping[str, np.ndarray]) -> float | None:
     """PSNR of the input against the target in dB, peak 255 or 65535; of two views the mean; None without both.
 
-    Equal images have 361 dB.
+    Infinite if they are equal.
     """
     import cv2
 
@@ -176,4 +176,6 @@ def psnr_input(images: Mapping[str, np.ndarray]) -> float | None:
     inputs = [image for key, image in images.items() if key != "target"]
     if target is None or not inputs:
         return None
+    if all(np.array_equal(image, target) for image in inputs):
+        return float("inf")
     return float(np.mean([cv2.PSNR(image, target, float(np.iinfo(target.dtype).max)) for image in inputs]))

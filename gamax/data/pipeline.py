@@ -37,6 +37,8 @@ def training_batches(
     An example that cannot be read raises `UserError`, which names its file, from `next`; with `skip_corrupt` the next
     one that can be read takes its place, which is said once.
     """
+    if not source:
+        raise UserError("there are no images to train on")
     keep_freed_memory()
     if skip_corrupt:
         source = _SkipCorrupt(source)

@@ -17,7 +17,10 @@ CHANGEABLE = {
     *("prepared_dir", "loader_threads", "skip_corrupt"),
     *("checkpoint_every", "checkpoints_kept", "max_skipped_steps"),
 }
-"""Fields of data and training that change no number, so a run may be resumed with other values."""
+"""Fields of data and training that a run may be resumed with other values of.
+
+They change no number, but for `skip_corrupt`, which replaces samples that stopped the run.
+"""
 
 
 def check_run(run_dir: Path, experiment: Experiment) -> None:

@@ -12,6 +12,7 @@ import PIL.ImageCms
 import pytest
 
 from gamax import Restorer
+from gamax.errors import UserError
 from gamax.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,59 @@ def test_data_check_lists_every_problem(gamax, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "30x20" in printed
     assert "problem:" in printed
+
+
+def test_a_damaged_record_stops_training_or_is_skipped(tmp_path, train, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        photo = np.random.default_rng(ord(name)).integers(0, 256, (40, 40, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"photos/{name}.png"), photo)
+    folders = ("--data.source", str(tmp_path / "photos"), "--data.prepared-dir", str(tmp_path / "prepared"))
+    run = ("--logging.run-dir", str(tmp_path / "run"), "--evaluation.data", str(tmp_path / "photos"))
+    command = [str(ROOT / "configs/quickstart.py"), *TINY, "--data.dataset", "clean_folder", *folders, *run]
+    from gamax.config import parse
+    from gamax.data.datasets import prepare
+
+    (shard,) = prepare(parse(command, "train.py")[0].data).folder.glob("*train*")
+    content = bytearray(shard.read_bytes())
+    content[2000] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"record 0 of '.*{shard.name}' cannot be read .*set data.skip_corrupt"):
+        train(command)
+    train([*command, "--data.skip-corrupt", "True"])
+    assert f"skipped: record 0 of '{shard}'" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_bench_data_prints_rows_and_a_table(gamax, capsys, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        photo = np.random.default_rng(ord(name)).integers(0, 256, (90, 120, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"photos/{name}.png"), photo)
+    folders = ("--dataset", "clean_folder", "--source", tmp_path / "photos", "--prepared-dir", tmp_path / "prepared")
+    short = ("--seconds", 0.05, "--repeats", 1, "--workers", 1, "--batch", 2)
+    gamax("bench", "data", *folders, *short, "--patch-size", 32, "--output", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["storage"], row["reader"]) for row in rows] == [
+        (storage, reader) for storage in ("files", "png", "raw") for reader in ("loop", "pipeline")
+    ]
+    assert all(row["examples_per_second"] > 0 and row["images_per_example"] == 1 for row in rows)
+    for row in rows:
+        if (row["reader"], row["storage"]) in {("pipeline", "png"), ("pipeline", "raw")}:
+            total = row["fetch_ms"] + row["decode_ms"] + row["crop_and_batch_ms"]
+            assert total == pytest.approx(1e3 / row["examples_per_second"])
+    printed = capsys.readouterr().out
+    assert "with 3 records, shuffling takes a large part" in printed
+    assert "of the loop" in printed
+    for wrong, words in [
+        (("--patch-size", 200), "less than the patch"),
+        (("--seconds", 0), "seconds above 0"),
+        (("--cores", 1000), "more than the"),
+        (("--dataset", "kodak24"), "no training images"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            gamax("bench", "data", *folders, *short, "--storages", "png", *wrong)
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
 
 
 def test_restore_says_that_a_colour_profile_is_lost(tiny_workspace, tmp_path, gamax, capsys):

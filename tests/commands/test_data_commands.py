@@ -118,7 +118,7 @@ def test_names_that_do_not_exist(error, tmp_path):
     for verb in ("info", "prepare", "show"):
         assert "did you mean 'clean_folder'" in error("data", verb, "clean_foldr")
     assert "no configuration file" in error("data", "prepare", tmp_path / "none.py")
-    assert "'data.cut_stride' must be" in error("data", "prepare", "clean_folder", "--cut-size", 10)
+    assert "'data.cut_stride' must be" in error("data", "prepare", "clean_folder", "--cut-size", 10, "--cut-stride", 20)
     assert "needs data.source" in error("data", "prepare", "gopro")
 
 

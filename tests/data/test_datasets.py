@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from gamax.data.builders.core import cut_positions
 from gamax.data.datasets import folder_examples, prepare, source_examples
 from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
+from gamax.files import lock
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -218,8 +220,8 @@ print(len(dataset.train))
 """
 
 
-def start_prepare(tmp_path):
-    command = [sys.executable, "-c", PREPARE, str(tmp_path / "photos"), str(tmp_path / "prepared")]
+def start_prepare(tmp_path, before=""):
+    command = [sys.executable, "-c", before + PREPARE, str(tmp_path / "photos"), str(tmp_path / "prepared")]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -274,6 +276,148 @@ def test_a_preparation_that_is_killed_ten_times_is_finished_by_the_next(tmp_path
         stem, y, x = example["name"].split("_")
         cut = images[stem][int(y) : int(y) + 96, int(x) : int(x) + 96]
         np.testing.assert_array_equal(example["target"], cut)
+
+
+def interrupted(tmp_path, monkeypatch):
+    """Prepares in shards of one image and stops at the last."""
+    monkeypatch.setattr(core, "SHARD_BYTES", 1)
+    write_shard = core.ImageSetBuilder._write_shard
+
+    def write(self, path, examples):
+        if "00002-of" in path.name:
+            raise KeyboardInterrupt
+        write_shard(self, path, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.ImageSetBuilder, "_write_shard", write)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(tmp_path))
+    (folder,) = (tmp_path / "prepared").glob("*/*/incomplete.*")
+    return folder
+
+
+def test_what_was_checked_and_written_before_an_interruption_is_kept(tmp_path, save, monkeypatch):
+    for name in "abc":
+        save(tmp_path / f"photos/{name}.png")
+    folder = interrupted(tmp_path, monkeypatch)
+    assert {path.name[-14:] for path in folder.glob("*record*")} == {"00000-of-00003", "00001-of-00003"}
+    # Another plan for new sets does not touch this one, and nothing is checked again.
+    monkeypatch.setattr(core, "SHARD_BYTES", 2**27)
+    monkeypatch.setattr(core, "read_facts", None)
+    assert [example["name"] for example in prepare(config(tmp_path)).train] == ["a_0_0", "b_0_0", "c_0_0"]
+
+
+@pytest.mark.parametrize("damage", ["shard cut", "shard empty", "facts cut", "facts of another version", "facts gone"])
+def test_damaged_leftovers_are_made_anew(tmp_path, save, monkeypatch, damage):
+    images = {name: save(tmp_path / f"photos/{name}.png", seed=ord(name)) for name in "abc"}
+    folder = interrupted(tmp_path, monkeypatch)
+    shard, facts = min(folder.glob("*record*")), folder / "facts.json"
+    if damage == "shard cut":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    elif damage == "shard empty":
+        shard.write_bytes(b"")
+    elif damage == "facts cut":
+        facts.write_text(facts.read_text()[:50])
+    elif damage == "facts of another version":
+        facts.write_text("{}")
+    else:
+        facts.unlink()
+        monkeypatch.setattr(core, "SHARD_BYTES", 2**27)
+    for example in prepare(config(tmp_path)).train:
+        np.testing.assert_array_equal(example["target"], images[example["name"][0]])
+
+
+def test_files_that_change_while_they_are_prepared_are_refused(tmp_path, save, monkeypatch):
+    save(tmp_path / "photos/a.png", (40, 40))
+    original = (tmp_path / "photos/a.png").read_bytes()
+    read_facts = core.read_facts
+
+    def read_and_change(*arguments):
+        facts = read_facts(*arguments)
+        save(tmp_path / "photos/a.png", (50, 50))
+        return facts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "read_facts", read_and_change)
+        with pytest.raises(UserError, match=r"files in '.*photos' have changed while they were prepared"):
+            prepare(config(tmp_path))
+    assert not prepared_sets(tmp_path)
+    assert not any((tmp_path / "prepared").glob("*/*/incomplete.*"))
+    (tmp_path / "photos/a.png").write_bytes(original)
+    assert prepare(config(tmp_path)).train[0]["target"].shape == (40, 40, 3)
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, save):
+    save(tmp_path / "photos/a.png", (480, 480))
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+    process = subprocess.run(
+        start_prepare(tmp_path, limit).args,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert re.search(
+        r"UserError: cannot write the prepared dataset to '.*' \(.*File too large.*data.prepared_dir", process.stderr
+    )
+    assert not prepared_sets(tmp_path)
+    assert not any((tmp_path / "prepared").rglob("*partial"))
+
+
+def test_a_shard_that_lost_records_is_no_shard(tmp_path, save, monkeypatch):
+    save(tmp_path / "photos/a.png")
+    count_records = core._num_records
+    monkeypatch.setattr(core, "_num_records", lambda path: (count_records(path) or 0) - 1 if path.exists() else None)
+    with pytest.raises(UserError, match=r"cannot write .* \(0 of 1 records have arrived in 'clean_folder-train"):
+        prepare(config(tmp_path))
+    assert not any((tmp_path / "prepared").rglob("*record*"))
+
+
+def test_a_preparation_waits_for_another(tmp_path, save):
+    save(tmp_path / "photos/a.png")
+    folder = tmp_path / "prepared/clean_folder" / core.image_set_config(CleanFolder, tmp_path / "photos", 96, 32).name
+    with lock(folder, wait=False):
+        process = start_prepare(tmp_path)
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert "checking 1/1" in lines[0]
+        assert "waiting for another process that is at work" in lines[1]
+        time.sleep(0.3)
+        assert not prepared_sets(tmp_path)
+    assert process.communicate()[0].splitlines()[-1] == "1"
+    assert len(prepared_sets(tmp_path)) == 1
+
+
+def test_equal_pairs_do_not_count_in_the_mean(tmp_path, save):
+    for name in "ab":
+        save(tmp_path / f"photos/input/{name}.png")
+        save(tmp_path / f"photos/target/{name}.png", seed=ord(name) - ord("a"))
+    dataset = prepare(config(tmp_path, dataset="paired_folder"))
+    expected = cv2.PSNR(*(cv2.imread(str(tmp_path / f"photos/{part}/b.png")) for part in ("input", "target")))
+    assert dataset.psnr_input["train"] == pytest.approx(expected)
+    (tmp_path / "photos/input/b.png").unlink()
+    (tmp_path / "photos/target/b.png").unlink()
+    assert prepare(config(tmp_path, dataset="paired_folder")).psnr_input == {"train": None}
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_prepared_set_with_a_damaged_description_is_named(tmp_path, save, name, damage):
+    save(tmp_path / "photos/a.png")
+    path = prepare(config(tmp_path)).folder / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"'.*2\.0\.0' (cannot be opened|was not prepared by).*delete that folder"):
+        prepare(config(tmp_path))
+
+
+def test_a_folder_with_test_images_alone_is_for_testing(tmp_path, save):
+    save(tmp_path / "photos/test/a.png")
+    with pytest.raises(UserError, match=r"clean_folder has no training images here, only test"):
+        prepare(config(tmp_path))
+    assert prepare(config(tmp_path), training=False).num_images == {"test": 1}
 
 
 def test_two_processes_may_prepare_the_same_set(tmp_path, save):

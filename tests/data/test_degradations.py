@@ -455,7 +455,7 @@ def test_every_degradation_has_a_name_and_simple_fields():
         (lambda: Haze(beta=(-1.0, 1.0)), "Haze.beta", "of at least 0"),
         (lambda: Haze(airlight=(0.9, 1.1)), "Haze.airlight", "from 0 to 1"),
         (lambda: JPEG((0, 50)), "JPEG.quality", "from 1 to 100"),
-        (lambda: Downscale((0, 2)), "Downscale.factor", "of at least 1"),
+        (lambda: Downscale((0, 2)), "Downscale.factor", "from 1 to 32"),
     ],
 )
 def test_values_out_of_range_are_refused(make, field, limits):

@@ -179,6 +179,11 @@ def test_a_set_without_any_readable_example_ends():
         damaged_batches(set(range(10)), skip_corrupt=True)
 
 
+def test_no_images_at_all_are_refused():
+    with pytest.raises(UserError, match=r"there are no images to train on"):
+        batches(1, length=0)
+
+
 def test_an_image_smaller_than_the_patch_is_named():
     with pytest.raises(UserError, match=r"'[0-9]' is 24x20 pixels, less than the patch of 21"):
         batches(1, patch_size=21)

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gamax.console import progress_bar
-from gamax.data.examples import ExampleFacts, ExampleFiles, inspect_examples, read_images
+from gamax.data.examples import ExampleFacts, ExampleFiles, check_agreement, inspect_examples, read_images
 from gamax.data.images import encode_image
 from gamax.errors import UserError
 from gamax.files import write_json
@@ -36,13 +38,13 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class ImageSetFacts:
-    """What reading all images of a set has shown; stored beside the prepared set as its tfds metadata."""
+    """What reading all images of a set has shown; stored beside the prepared set in its tfds metadata."""
 
     bit_depth: int
     num_images: Mapping[str, int]
     """Images, or pairs, in each split before cutting."""
     psnr_input: Mapping[str, float | None]
-    """Mean PSNR of the inputs in dB, by split; None where there are no pairs."""
+    """Mean PSNR of the inputs in dB, by split, equal pairs left out; None where there are no others."""
     shard_sizes: Mapping[str, Sequence[int]]
     """How many images each shard is made from, by split."""
     smallest_train_image: str | None
@@ -57,6 +59,7 @@ class ImageSetConfig(tfds.core.BuilderConfig):
     """
 
     name: str
+    source: str = ""
     splits: Mapping[str, Sequence[ExampleFiles]] = dataclasses.field(default_factory=dict)
     cut_size: int = 512
     cut_stride: int = 384
@@ -115,8 +118,9 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Writes the set, with one thread a processor, or finishes writing it; `options` of tfds are ignored.
 
         `gamax.data.datasets.prepare` is the usual way here: it reads the facts first and keeps other processes out.
-        A shard is written beside its place and renamed, and so is the set, so it is absent or complete. Raises
-        `UserError` if the configuration lacks its facts: without them nothing has checked the images.
+        A shard is written beside its place and renamed, and so is the set: whenever the process is killed, it is absent
+        or complete. Raises `UserError` if the configuration lacks its facts, without which nothing has checked the
+        images, or if files have changed in the meantime; `OSError` if the disk cannot be written.
         """
         if self.builder_config.facts is None:
             raise UserError(
@@ -129,8 +133,16 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.info.set_file_format("array_record", override=True)
         self.info.set_splits(tfds.core.splits.SplitDict(self._write_splits(folder)))
         self.info.write_to_directory(folder)
+        self._check_unchanged(folder)
         _facts_path(folder).unlink(missing_ok=True)
         folder.rename(self.data_path)
+
+    def _check_unchanged(self, folder: Path) -> None:
+        config = self.builder_config
+        again = image_set_config(type(self), config.source, config.cut_size, config.cut_stride, config.encoding)
+        if again.name != config.name:
+            shutil.rmtree(folder)
+            raise UserError(f"files in '{config.source}' have changed while they were prepared; prepare them again")
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -146,7 +158,15 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             homepage=self.HOMEPAGE or None,
             license=self.LICENSE or None,
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(dataclasses.asdict(facts)) if facts else None,
+            metadata=tfds.core.MetadataDict(
+                **dataclasses.asdict(facts),
+                source=config.source,
+                cut_size=config.cut_size,
+                cut_stride=config.cut_stride,
+                encoding=config.encoding,
+            )
+            if facts
+            else None,
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Any]]:
@@ -164,6 +184,8 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         suffix = raw_suffix if cut and config.encoding == "raw" else ".png"
         for files in examples:
             images = read_images(files, self.CHANNELS)
+            # Again, since the images may have changed after they were checked.
+            check_agreement(files, images)
             height, width, _ = next(iter(images.values())).shape
             size = config.cut_size if cut else max(height, width)
             for y, x in cut_positions(height, width, size, config.cut_stride):
@@ -179,7 +201,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             paths = [Path(template.sharded_filepath(shard_index=i, num_shards=len(shards))) for i in range(len(shards))]
             jobs += zip(paths, shards, self.builder_config.facts.shard_sizes[split], strict=True)
             infos.append((split, paths, self._get_filename_template(split)))
-        missing = [job for job in jobs if not job[0].exists()]
+        missing = [job for job in jobs if _num_records(job[0]) is None]
         total, to_do = (sum(size for _, _, size in part) for part in (jobs, missing))
         counter, finished = threading.Lock(), total - to_do
         with progress_bar("cutting and storing", total, "images", finished) as update:
@@ -212,15 +234,22 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         from array_record.python.array_record_module import ArrayRecordWriter
 
         temporary = path.with_name(f".{path.name}.partial")
-        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-        count = 0
-        for _, example in examples:
-            writer.write(self.info.features.serialize_example(example))
-            count += 1
-        writer.close()
-        if _num_records(temporary) != count:
-            raise OSError(f"only {_num_records(temporary)} of {count} records arrived in '{path}'")
-        temporary.rename(path)
+        try:
+            writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+            count = 0
+            for _, example in examples:
+                writer.write(self.info.features.serialize_example(example))
+                count += 1
+            writer.close()
+            arrived = _num_records(temporary)
+            if arrived != count:
+                raise OSError(f"{arrived} of {count} records have arrived in '{path.name}'")
+            temporary.rename(path)
+        # A full disk is a RuntimeError of ArrayRecord.
+        except RuntimeError as error:
+            raise OSError(str(error).partition(";")[0]) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def incomplete_folder(builder: tfds.core.DatasetBuilder) -> Path:
@@ -229,14 +258,20 @@ def incomplete_folder(builder: tfds.core.DatasetBuilder) -> Path:
     return folder.with_name(f"incomplete.{folder.name}")
 
 
-def _num_records(path: Path) -> int:
+def _num_records(path: Path) -> int | None:
+    """The number of records in a file; None if there is no such file or it is damaged."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    reader = ArrayRecordReader(str(path))
+    if not path.exists():
+        return None
     try:
-        return reader.num_records()
-    finally:
-        reader.close()
+        reader = ArrayRecordReader(str(path))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except RuntimeError:
+        return None
 
 
 def cut_positions(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -277,7 +312,14 @@ def image_set_config(
     content = json.dumps([entries, cut_size, cut_stride, encoding])
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", source.name)[:64]
     name = f"{label}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    return ImageSetConfig(name=name, splits=splits, cut_size=cut_size, cut_stride=cut_stride, encoding=encoding)
+    return ImageSetConfig(
+        name=name,
+        source=str(source),
+        splits=splits,
+        cut_size=cut_size,
+        cut_stride=cut_stride,
+        encoding=encoding,
+    )
 
 
 def read_facts(config: ImageSetConfig, channels: int) -> ImageSetFacts:
@@ -316,7 +358,7 @@ def read_facts(config: ImageSetConfig, channels: int) -> ImageSetFacts:
 
 
 def _mean_psnr(facts: Sequence[ExampleFacts]) -> float | None:
-    scores = [found.psnr_input for found in facts if found.psnr_input is not None]
+    scores = [found.psnr_input for found in facts if found.psnr_input is not None and math.isfinite(found.psnr_input)]
     return float(np.mean(scores)) if scores else None
 
 
@@ -335,8 +377,10 @@ def _plan_shards(config: ImageSetConfig, split: str, facts: Sequence[ExampleFact
 
 def stored_facts(folder: Path) -> ImageSetFacts | None:
     """The facts that an interrupted preparation has left in its incomplete folder, if it came so far."""
-    path = _facts_path(folder)
-    return ImageSetFacts(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        return ImageSetFacts(**json.loads(_facts_path(folder).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def store_facts(folder: Path, facts: ImageSetFacts) -> None:

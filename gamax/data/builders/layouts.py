@@ -134,7 +134,6 @@ def find_below(source: Path, name: str) -> Path | None:
 
 
 def own_folder(source: Path, paired: bool) -> dict[str, list[ExampleFiles]]:
-    """The examples in `source/train` and, if it exists, `source/test`; or those in `source`, all for training."""
-    if not (source / "train").is_dir():
-        return {"train": list_examples(source, paired)}
-    return {split: list_examples(source / split, paired) for split in ("train", "test") if (source / split).is_dir()}
+    """The examples in `source/train` and `source/test`, as far as they exist; else those in `source`, for training."""
+    splits = {split: source / split for split in ("train", "test") if (source / split).is_dir()} or {"train": source}
+    return {split: list_examples(folder, paired) for split, folder in splits.items()}

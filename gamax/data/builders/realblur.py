@@ -64,12 +64,20 @@ class RealBlurR(_RealBlur):
     )
 
 
+def _find(root: Path, word: str) -> Path:
+    path = root / word
+    scene = path.parent.parent
+    # Where the list says scene244, the released folder is called scene244_reflect (whether it does is unconfirmed).
+    reflected = scene.with_name(f"{scene.name}_reflect")
+    return path if scene.is_dir() or not reflected.is_dir() else reflected / path.relative_to(scene)
+
+
 def _read_list(path: Path) -> list[ExampleFiles]:
     examples = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
-        by_folder = {file.parent.name: file for file in (path.parent / word for word in line.split())}
+        by_folder = {file.parent.name: file for file in (_find(path.parent, word) for word in line.split())}
         if set(by_folder) != {"blur", "gt"}:
             raise UserError(f"line {number} of '{path}' does not name one image in gt/ and one in blur/")
         blurred, sharp = by_folder["blur"], by_folder["gt"]

@@ -577,6 +577,16 @@ def test_realdof_files_may_be_paired_by_order(tmp_path, paint):
     ]
 
 
+def test_the_scene_of_realblur_whose_folder_has_another_name(tmp_path, save):
+    for part in ("blur", "gt"):
+        save(tmp_path / f"RealBlur-J/scene244_reflect/{part}/{part}_1.png")
+    line = " ".join(f"RealBlur-J/scene244/{part}/{part}_1.png" for part in ("gt", "blur"))
+    (tmp_path / "RealBlur_J_test_list.txt").write_text(line)
+    ((files,),) = RealBlurJ.examples(tmp_path).values()
+    assert files.name == "scene244_reflect_1"
+    assert all(image.path.is_file() for image in files.images.values())
+
+
 def test_a_line_of_a_realblur_list_that_names_no_pair(tmp_path):
     (tmp_path / "RealBlur_J_test_list.txt").write_text(
         "a/gt/gt_1.png a/blur/blur_1.png\n\na/gt/gt_1.png a/gt/gt_2.png\n"
