@@ -1,4 +1,4 @@
-"""Draws docs/images/degradations.png: every degradation and pair augmentation on one photograph.
+"""Draws docs/images/degradations.jpg: every degradation and pair augmentation on one photograph.
 
 Run from the repository's root: python docs/draw_degradations.py
 The photograph is skimage.data.astronaut(), by NASA, in the public domain.
@@ -108,8 +108,8 @@ def main() -> None:
     for axis, (title, picture) in zip(axes.flat, pictures, strict=False):
         axis.imshow(np.clip(picture, 0, 1), cmap="gray", interpolation="antialiased")
         axis.set_title(title, fontsize=6)
-    path = Path(__file__).parent / "images" / "degradations.png"
-    figure.savefig(path)
+    path = Path(__file__).parent / "images" / "degradations.jpg"
+    figure.savefig(path, pil_kwargs={"quality": 92})
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -120,7 +120,7 @@ class EvaluationConfig:
     protocol: str = "paired-rgb"
     """A named protocol; `python eval.py --help` lists them."""
     data: str | None = None
-    """Folder to evaluate on; None means the `test` part of the training dataset, if it has one."""
+    """Folder to evaluate on; None means the `test` or else `validation` part of the training dataset."""
     every: int = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
 

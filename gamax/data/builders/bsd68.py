@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gamax.data.builders.cbsd68 import CBSD68
 from gamax.data.builders.core import ImageSetBuilder
 from gamax.data.builders.layouts import clean_images
 from gamax.data.examples import ExampleFiles
@@ -21,24 +22,8 @@ class BSD68(ImageSetBuilder):
 
     name = "bsd68"
     TASK = "Gaussian denoising"
-    CITATION = """@inproceedings{martin2001database,
-  title={A Database of Human Segmented Natural Images and its Application to Evaluating Segmentation Algorithms and
-    Measuring Ecological Statistics},
-  author={Martin, David and Fowlkes, Charless and Tal, Doron and Malik, Jitendra},
-  booktitle={IEEE International Conference on Computer Vision},
-  volume={2},
-  pages={416--423},
-  year={2001}
-}
-@inproceedings{roth2005fields,
-  title={Fields of Experts: A Framework for Learning Image Priors},
-  author={Roth, Stefan and Black, Michael J.},
-  booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
-  volume={2},
-  pages={860--867},
-  year={2005}
-}"""
-    LICENSE = "for non-commercial research and educational purposes"
+    CITATION = CBSD68.CITATION
+    LICENSE = "commonly described as for non-commercial research and education (unconfirmed)"
     HOMEPAGE = "https://github.com/cszn/FFDNet"
     MANUAL_DOWNLOAD_INSTRUCTIONS = "download testsets/BSD68 from the homepage, so that there are 68 images in BSD68"
     COUNTS = {"test": 68}

@@ -34,7 +34,7 @@ class BSDS500(ImageSetBuilder):
   pages={898--916},
   year={2011}
 }"""
-    LICENSE = "for non-commercial research and educational purposes"
+    LICENSE = "commonly described as for non-commercial research and education (unconfirmed)"
     HOMEPAGE = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "download BSR_bsds500.tgz from the homepage and extract it, so that there are "

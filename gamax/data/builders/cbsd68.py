@@ -39,7 +39,7 @@ class CBSD68(ImageSetBuilder):
   pages={860--867},
   year={2005}
 }"""
-    LICENSE = "for non-commercial research and educational purposes"
+    LICENSE = "commonly described as for non-commercial research and education (unconfirmed)"
     HOMEPAGE = "https://github.com/cszn/FFDNet"
     MANUAL_DOWNLOAD_INSTRUCTIONS = "download testsets/CBSD68 from the homepage, so that there are 68 images in CBSD68"
     COUNTS = {"test": 68}

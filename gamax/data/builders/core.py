@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import inspect
@@ -107,12 +108,12 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return None
 
     @classmethod
+    @abc.abstractmethod
     def examples(cls, source: Path) -> Mapping[str, Sequence[ExampleFiles]]:
         """Lists the examples of every split that is present in `source`; reads no image.
 
         Raises `UserError` when files are missing.
         """
-        raise NotImplementedError
 
     def download_and_prepare(self, **options: Any) -> None:
         """Writes the set, with one thread a processor, or finishes writing it; `options` of tfds are ignored.
@@ -125,7 +126,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if self.builder_config.facts is None:
             raise UserError(
                 f"dataset {self.builder_config.name} has not been checked: use gamax.data.datasets.prepare, or give "
-                "its configuration facts=read_facts(configuration)"
+                "its configuration facts=read_facts(configuration, channels)"
             )
         folder = incomplete_folder(self)
         folder.mkdir(parents=True, exist_ok=True)

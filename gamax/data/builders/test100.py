@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gamax.data.builders.core import ImageSetBuilder
 from gamax.data.builders.layouts import find_root
+from gamax.data.builders.rain800 import Rain800
 from gamax.data.examples import ExampleFiles, list_examples
 
 
@@ -19,15 +20,7 @@ class Test100(ImageSetBuilder):
 
     name = "test100"
     TASK = "deraining"
-    CITATION = """@article{zhang2020image,
-  title={Image De-Raining Using a Conditional Generative Adversarial Network},
-  author={Zhang, He and Sindagi, Vishwanath and Patel, Vishal M.},
-  journal={IEEE Transactions on Circuits and Systems for Video Technology},
-  volume={30},
-  number={11},
-  pages={3943--3956},
-  year={2020}
-}"""
+    CITATION = Rain800.CITATION
     LICENSE = "none stated"
     HOMEPAGE = "https://github.com/swz30/MPRNet/tree/main/Deraining"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
