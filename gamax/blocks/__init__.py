@@ -9,7 +9,7 @@ import flax.linen as nn
 from gamax.blocks.attention import NonLocal, SimplifiedChannelAttention, SqueezeExcite
 from gamax.blocks.convolution import Conv, depthwise_conv
 from gamax.blocks.gama import GAMA
-from gamax.blocks.naf import NAFBlock, check_mixer, simple_gate
+from gamax.blocks.naf import BaselineBlock, NAFBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
@@ -26,6 +26,7 @@ MIXERS: dict[str, Callable[..., nn.Module] | None] = {
 __all__ = [
     "GAMA",
     "MIXERS",
+    "BaselineBlock",
     "Conv",
     "LayerNorm",
     "NAFBlock",

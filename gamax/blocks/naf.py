@@ -1,4 +1,4 @@
-"""The NAF block (arXiv 2204.04676) with an open slot for the mixer."""
+"""The NAF block (arXiv 2204.04676) with an open slot for the mixer, and the block it was made from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gamax.blocks.attention import SqueezeExcite
 from gamax.blocks.convolution import Conv
 from gamax.blocks.normalization import LayerNorm
 from gamax.errors import UserError
@@ -66,12 +67,44 @@ class NAFBlock(nn.Module):
         if self.mixing is not None:
             y = self.mixing(y)
         y = Conv(channels, 1, name="project", **dtypes)(y)
-        x = x + self._scale("spatial_scale", channels, y.dtype) * y
+        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = LayerNorm(name="channel_norm", **dtypes)(x)
         y = Conv(2 * channels, 1, name="channel_expand", **dtypes)(y)
         y = Conv(channels, 1, name="channel_project", **dtypes)(simple_gate(y))
-        return x + self._scale("channel_scale", channels, y.dtype) * y
+        return x + _scale(self, "channel_scale", channels, y.dtype) * y
 
-    def _scale(self, name: str, channels: int, dtype: DTypeLike) -> Array:
-        return self.param(name, nn.initializers.zeros, (channels,), self.param_dtype).astype(dtype)
+
+class BaselineBlock(nn.Module):
+    """The block of Baseline (arXiv 2204.04676): GELU for the gates and squeeze-and-excite (r = 2) for the mixer.
+
+    `expansion` times the channels in the depth-wise 3x3 convolution. Both scales start at zero, so a fresh block is the
+    identity.
+    """
+
+    expansion: int = 1
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
+        channels = x.shape[-1]
+        x = x.astype(self.dtype or x.dtype)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        y = LayerNorm(name="spatial_norm", **dtypes)(x)
+        y = Conv(self.expansion * channels, 1, name="expand", **dtypes)(y)
+        y = Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
+        y = SqueezeExcite(2, name="mixing", **dtypes)(nn.gelu(y, approximate=False))
+        y = Conv(channels, 1, name="project", **dtypes)(y)
+        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
+
+        y = LayerNorm(name="channel_norm", **dtypes)(x)
+        y = nn.gelu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(y), approximate=False)
+        y = Conv(channels, 1, name="channel_project", **dtypes)(y)
+        return x + _scale(self, "channel_scale", channels, y.dtype) * y
+
+
+def _scale(block: NAFBlock | BaselineBlock, name: str, channels: int, dtype: DTypeLike) -> Array:
+    return block.param(name, nn.initializers.zeros, (channels,), block.param_dtype).astype(dtype)

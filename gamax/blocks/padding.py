@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def pad_to_multiple(images: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b h2 w2 c"]:
+def pad_to_multiple(
+    images: Float[Array, "b h w c"], multiple: int, mode: Literal["reflect", "zeros"] = "reflect"
+) -> Float[Array, "b h2 w2 c"]:
     """Pads `[B, H, W, C]` on the right and at the bottom to sides that `multiple` divides.
 
-    By reflection without repeating the edge, or by repeating the edge where a side is too short to be reflected.
+    With zeros, or by reflection without repeating the edge; a side too short to be reflected has its edge repeated.
     Crop the result of a network back with `[:, :H, :W]`.
     """
     for axis in (1, 2):
@@ -18,5 +22,6 @@ def pad_to_multiple(images: Float[Array, "b h w c"], multiple: int) -> Float[Arr
         if missing:
             widths = [(0, 0)] * 4
             widths[axis] = (0, missing)
-            images = jnp.pad(images, widths, mode="reflect" if missing < size else "edge")
+            reflection = "reflect" if missing < size else "edge"
+            images = jnp.pad(images, widths, mode="constant" if mode == "zeros" else reflection)
     return images

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gamax.errors import UserError, nearest
 from gamax.models.gama_ir import GAMAIR
+from gamax.models.nafnet import NAFNet
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Variant:
 
 
 _GAMA_IR, _PUBLISHED = "2404.00807", "published depth and width"
+
+_SIDD = {"encoder_blocks": (2, 2, 4, 8), "middle_blocks": 12, "decoder_blocks": (2, 2, 2, 2)}
+_GOPRO = {"encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)}
+
+
+def _nafnet(blocks: Mapping[str, Any], parameters: int, **options: Any) -> Variant:
+    return Variant(NAFNet, {**blocks, **options}, "2204.04676", "exact", "the authors' configurations", parameters)
+
 
 VARIANTS: dict[str, Variant] = {
     "gama_ir_tiny": Variant(
@@ -58,6 +67,14 @@ VARIANTS: dict[str, Variant] = {
         source=_PUBLISHED,
         parameters=47_460_276,
     ),
+    "nafnet_sidd_w32": _nafnet(_SIDD, 29_159_715, width=32),
+    "nafnet_sidd_w64": _nafnet(_SIDD, 115_982_915, width=64),
+    "nafnet_gopro_w32": _nafnet(_GOPRO, 17_111_907, width=32),
+    "nafnet_gopro_w64": _nafnet(_GOPRO, 67_888_835, width=64),
+    "baseline_sidd_w32": _nafnet(_SIDD, 29_056_227, width=32, block="baseline"),
+    "baseline_sidd_w64": _nafnet(_SIDD, 194_419_779, width=64, block="baseline", expansion=2),
+    "baseline_gopro_w32": _nafnet(_GOPRO, 17_023_875, width=32, block="baseline"),
+    "baseline_gopro_w64": _nafnet(_GOPRO, 112_036_291, width=64, block="baseline", expansion=2),
 }
 
 

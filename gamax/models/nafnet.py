@@ -1,0 +1,104 @@
+"""NAFNet and Baseline: encoder-decoders of convolutions without and with non-linear activations (arXiv 2204.04676).
+
+The layout is that of the authors' code (github.com/megvii-research/NAFNet), checked against tensors recorded from it.
+Their test-time local conversion (`NAFNetLocal`), which they use for motion deblurring, is not part of these networks.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks import (
+    BaselineBlock,
+    Conv,
+    NAFBlock,
+    SimplifiedChannelAttention,
+    pad_to_multiple,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
+from gamax.errors import UserError, nearest
+
+
+class NAFNet(nn.Module):
+    """Restores `[B, H, W, 3]` images in [0, 1] of any size; the output is not clipped.
+
+    `width` channels at full resolution, doubled at each halving; `encoder_blocks` and `decoder_blocks` give the blocks
+    on each level, the decoder's from the lowest up, and `middle_blocks` those at the bottom. `block` is `naf`, or
+    `baseline` for the network that NAFNet was made from, whose 3x3 convolutions have `expansion` times the channels.
+    Images are padded with zeros. Raises `UserError` for numbers that make no network.
+    """
+
+    width: int = 32
+    encoder_blocks: tuple[int, ...] = (2, 2, 4, 8)
+    middle_blocks: int = 12
+    decoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    block: Literal["naf", "baseline"] = "naf"
+    expansion: int = 1
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.block not in ("naf", "baseline"):
+            raise UserError(f"unknown block {nearest(str(self.block), ('naf', 'baseline'))}")
+        if len(self.encoder_blocks) != len(self.decoder_blocks) or not self.encoder_blocks:
+            raise UserError(
+                f"NAFNet needs as many numbers of encoder_blocks as of decoder_blocks, not {self.encoder_blocks} and "
+                f"{self.decoder_blocks}"
+            )
+        if min(*self.encoder_blocks, *self.decoder_blocks, self.middle_blocks) < 0:
+            raise UserError("NAFNet's numbers of blocks must not be negative")
+        if self.width < 2 or self.width % 2 or self.expansion < 1:
+            raise UserError(
+                f"NAFNet needs an even width of at least 2 and an expansion of at least 1, not {self.width} and "
+                f"{self.expansion}"
+            )
+        super().__post_init__()
+
+    @property
+    def size_multiple(self) -> int:
+        """The network pads sides to a multiple of this; tiles must start on one."""
+        return 2 ** len(self.encoder_blocks)
+
+    @property
+    def global_statistics(self) -> bool:
+        """Whether every output pixel depends on means over the whole input, so that tiling changes the result."""
+        return True
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns restored images of the same shape, float32."""
+        height, width, channels = images.shape[1:]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, **dtypes)
+        if self.block == "naf":
+            block = partial(NAFBlock, partial(SimplifiedChannelAttention, **dtypes), **dtypes)
+        else:
+            block = partial(BaselineBlock, self.expansion, **dtypes)
+
+        x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple, mode="zeros"))
+        skips = []
+        for level, count in enumerate(self.encoder_blocks):
+            for index in range(count):
+                x = block(name=f"encoder_{level}_{index}")(x)
+            skips.append(x)
+            # A 2x2 convolution with stride 2 is a matrix product after the pixels of each square became channels.
+            x = conv(2 * x.shape[-1], 1, name=f"down_{level}")(pixel_unshuffle(x, 2))
+
+        for index in range(self.middle_blocks):
+            x = block(name=f"middle_{index}")(x)
+
+        levels = len(self.encoder_blocks)
+        for level, count in zip(reversed(range(levels)), self.decoder_blocks, strict=True):
+            x = pixel_shuffle(conv(2 * x.shape[-1], 1, use_bias=False, name=f"up_{level}")(x), 2) + skips.pop()
+            for index in range(count):
+                x = block(name=f"decoder_{level}_{index}")(x)
+
+        residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
+        return images.astype(jnp.float32) + residual.astype(jnp.float32)
