@@ -13,6 +13,7 @@ from gamax.blocks.naf import BaselineBlock, NAFBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
+from gamax.blocks.transposed_attention import GatedFeedForward, TransposedAttention, TransposedAttentionBlock
 
 MIXERS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
@@ -28,11 +29,14 @@ __all__ = [
     "MIXERS",
     "BaselineBlock",
     "Conv",
+    "GatedFeedForward",
     "LayerNorm",
     "NAFBlock",
     "NonLocal",
     "SimplifiedChannelAttention",
     "SqueezeExcite",
+    "TransposedAttention",
+    "TransposedAttentionBlock",
     "check_mixer",
     "depthwise_conv",
     "pad_to_multiple",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gamax.errors import UserError, nearest
 from gamax.models.gama_ir import GAMAIR
 from gamax.models.nafnet import NAFNet
+from gamax.models.restormer import Restormer
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Variant:
 
 _GAMA_IR, _PUBLISHED = "2404.00807", "published depth and width"
 
+_RESTORMER = "2111.09881"
 _SIDD = {"encoder_blocks": (2, 2, 4, 8), "middle_blocks": 12, "decoder_blocks": (2, 2, 2, 2)}
 _GOPRO = {"encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)}
 
@@ -75,6 +77,22 @@ VARIANTS: dict[str, Variant] = {
     "baseline_sidd_w64": _nafnet(_SIDD, 194_419_779, width=64, block="baseline", expansion=2),
     "baseline_gopro_w32": _nafnet(_GOPRO, 17_023_875, width=32, block="baseline"),
     "baseline_gopro_w64": _nafnet(_GOPRO, 112_036_291, width=64, block="baseline", expansion=2),
+    "restormer": Variant(
+        network=Restormer,
+        options={},
+        paper=_RESTORMER,
+        fidelity="exact",
+        source="the authors' deblurring and deraining",
+        parameters=26_126_644,
+    ),
+    "restormer_denoising": Variant(
+        network=Restormer,
+        options={"bias_free": True},
+        paper=_RESTORMER,
+        fidelity="exact",
+        source="the authors' denoising",
+        parameters=26_111_668,
+    ),
 }
 
 

@@ -1,0 +1,101 @@
+"""The transformer block of Restormer (arXiv 2111.09881): attention between channels and a gated feed-forward half."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks.convolution import Conv
+from gamax.blocks.normalization import LayerNorm
+from gamax.errors import UserError
+
+
+def _unit_over_pixels(x: Float[Array, "b p heads d"]) -> Float[Array, "b p heads d"]:
+    """Divides every channel by its norm over the image, as `torch.nn.functional.normalize` does."""
+    squares = jnp.square(x.astype(jnp.float32)).sum(1, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(squares, 1e-24)).astype(x.dtype)
+
+
+class TransposedAttention(nn.Module):
+    """Multi-Dconv head transposed attention (MDTA): every channel attends to the channels of its head.
+
+    The attention matrix is `[C / heads, C / heads]` whatever the size of the image: its entries are the cosines
+    between channels over all pixels, times a learned temperature. Convolutions have no bias.
+    """
+
+    heads: int
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape; `UserError` if the heads do not divide the channels."""
+        batch, height, width, channels = x.shape
+        if channels % self.heads:
+            raise UserError(f"{channels} channels cannot be divided among {self.heads} heads")
+        options = {"use_bias": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        qkv = Conv(3 * channels, 1, name="qkv", **options)(x)
+        qkv = Conv(3 * channels, 3, depthwise=True, name="qkv_spatial", **options)(qkv)
+        query, key, value = jnp.moveaxis(
+            qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads), 2, 0
+        )
+        temperature = self.param("temperature", nn.initializers.ones, (self.heads,), self.param_dtype)
+        cosines = jnp.einsum(
+            "bphc,bphd->bhcd",
+            _unit_over_pixels(query),
+            _unit_over_pixels(key),
+            preferred_element_type=jnp.float32,
+        )
+        attention = jax.nn.softmax(cosines * temperature[:, None, None].astype(jnp.float32)).astype(value.dtype)
+        attended = jnp.einsum("bhcd,bphd->bphc", attention, value).reshape(batch, height, width, channels)
+        return Conv(channels, 1, name="project", **options)(attended)
+
+
+class GatedFeedForward(nn.Module):
+    """Gated-Dconv feed-forward network (GDFN): `project(gelu(a) * b)`, a and b from a 1x1 and a depth-wise 3x3.
+
+    `int(expansion * C)` hidden channels; convolutions have no bias.
+    """
+
+    expansion: float = 2.66
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
+        channels = x.shape[-1]
+        hidden = int(self.expansion * channels)
+        options = {"use_bias": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        y = Conv(2 * hidden, 1, name="expand", **options)(x)
+        y = Conv(2 * hidden, 3, depthwise=True, name="spatial", **options)(y)
+        gate, content = jnp.split(y, 2, axis=-1)
+        return Conv(channels, 1, name="project", **options)(nn.gelu(gate, approximate=False) * content)
+
+
+class TransposedAttentionBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`: the transformer block of Restormer.
+
+    `bias_free` takes the norm of its denoising networks, which neither subtracts the mean nor adds a bias.
+    """
+
+    heads: int
+    expansion: float = 2.66
+    bias_free: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
+        x = x.astype(self.dtype or x.dtype)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"epsilon": 1e-5, "bias_free": self.bias_free, **dtypes}
+        attention = TransposedAttention(self.heads, name="attention", **dtypes)
+        x = x + attention(LayerNorm(name="attention_norm", **norm)(x))
+        feed_forward = GatedFeedForward(self.expansion, name="feed_forward", **dtypes)
+        return x + feed_forward(LayerNorm(name="feed_forward_norm", **norm)(x))

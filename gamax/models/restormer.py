@@ -1,0 +1,100 @@
+"""Restormer: an encoder-decoder of transformer blocks whose attention is between channels (arXiv 2111.09881).
+
+The layout is that of the authors' code, written from its description and checked against tensors recorded from it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gamax.blocks import Conv, TransposedAttentionBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from gamax.errors import UserError
+
+
+class Restormer(nn.Module):
+    """Restores `[B, H, W, 3]` images in [0, 1] of any size; the output is not clipped.
+
+    `width` channels at full resolution, doubled at each of three halvings; `blocks` and `heads` on the four levels, and
+    `refinement_blocks` at the end. `bias_free` is the norm of the published networks for denoising, the other one that
+    of those for deblurring and deraining. With `dual_pixel` the input is `[B, H, W, 6]`, left and right view, and the
+    output `[B, H, W, 3]`. Raises `UserError` for numbers that make no network.
+    """
+
+    width: int = 48
+    blocks: tuple[int, ...] = (4, 6, 6, 8)
+    refinement_blocks: int = 4
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    expansion: float = 2.66
+    bias_free: bool = False
+    dual_pixel: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != 4 or len(self.heads) != 4:
+            raise UserError(
+                f"Restormer has four levels: blocks and heads need four numbers, not {self.blocks} and {self.heads}"
+            )
+        if min(*self.blocks, self.refinement_blocks) < 0 or min(self.heads) < 1:
+            raise UserError("Restormer's numbers of blocks must not be negative, and its heads be at least 1")
+        indivisible = [heads for level, heads in enumerate(self.heads) if (self.width << level) % heads]
+        # The first half of the channels of the first level goes through the last two stages, too.
+        if self.width < 2 or self.width % 2 or indivisible or self.expansion <= 0:
+            raise UserError(
+                f"Restormer needs an even width that its heads divide on every level, and an expansion above 0, not "
+                f"{self.width}, {self.heads} and {self.expansion}"
+            )
+        super().__post_init__()
+
+    @property
+    def size_multiple(self) -> int:
+        """The network pads sides to a multiple of this; tiles must start on one."""
+        return 8
+
+    @property
+    def global_statistics(self) -> bool:
+        """Whether every output pixel depends on the whole input, so that tiling changes the result."""
+        return True
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w _"]) -> Float[Array, "b h w 3"]:
+        """Returns restored images, float32."""
+        height, width = images.shape[1:3]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=False, **dtypes)
+
+        def stage(x: Array, name: str, count: int, heads: int) -> Array:
+            for index in range(count):
+                block = TransposedAttentionBlock(
+                    heads, self.expansion, self.bias_free, name=f"{name}_{index}", **dtypes
+                )
+                x = block(x)
+            return x
+
+        embedded = x = conv(self.width, 3, name="embed")(pad_to_multiple(images, self.size_multiple))
+        skips = []
+        for level in range(3):
+            x = stage(x, f"encoder_{level}", self.blocks[level], self.heads[level])
+            skips.append(x)
+            x = pixel_unshuffle(conv(x.shape[-1] // 2, 3, name=f"down_{level}")(x), 2)
+
+        x = stage(x, "bottom", self.blocks[3], self.heads[3])
+
+        for level in reversed(range(3)):
+            x = pixel_shuffle(conv(2 * x.shape[-1], 3, name=f"up_{level}")(x), 2)
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            # At full resolution both halves are kept.
+            if level > 0:
+                x = conv(x.shape[-1] // 2, 1, name=f"reduce_{level}")(x)
+            x = stage(x, f"decoder_{level}", self.blocks[level], self.heads[level])
+        x = stage(x, "refinement", self.refinement_blocks, self.heads[0])
+
+        if self.dual_pixel:
+            x = x + conv(x.shape[-1], 1, name="skip")(embedded)
+        restored = conv(3, 3, name="output")(x)[:, :height, :width].astype(jnp.float32)
+        return restored if self.dual_pixel else images.astype(jnp.float32) + restored
