@@ -78,11 +78,12 @@ class NAFBlock(nn.Module):
 class BaselineBlock(nn.Module):
     """The block of Baseline (arXiv 2204.04676): GELU for the gates and squeeze-and-excite (r = 2) for the mixer.
 
-    `expansion` times the channels in the depth-wise 3x3 convolution. Both scales start at zero, so a fresh block is the
-    identity.
+    `expansion` times the channels in the depth-wise 3x3 convolution; `window` is that of `SqueezeExcite`. Both scales
+    start at zero, so a fresh block is the identity.
     """
 
     expansion: int = 1
+    window: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -96,7 +97,7 @@ class BaselineBlock(nn.Module):
         y = LayerNorm(name="spatial_norm", **dtypes)(x)
         y = Conv(self.expansion * channels, 1, name="expand", **dtypes)(y)
         y = Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
-        y = SqueezeExcite(2, name="mixing", **dtypes)(nn.gelu(y, approximate=False))
+        y = SqueezeExcite(2, self.window, name="mixing", **dtypes)(nn.gelu(y, approximate=False))
         y = Conv(channels, 1, name="project", **dtypes)(y)
         x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
 

@@ -1,7 +1,8 @@
 """NAFNet and Baseline: encoder-decoders of convolutions without and with non-linear activations (arXiv 2204.04676).
 
 The layout is that of the authors' code (github.com/megvii-research/NAFNet), checked against tensors recorded from it.
-Their test-time local conversion (`NAFNetLocal`), which they use for motion deblurring, is not part of these networks.
+Their results for motion deblurring are those of the test-time local conversion (`NAFNetLocal`, arXiv 2112.04491),
+which replaces the means over the image by local ones: here the option `local_window`, off unless asked for.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class NAFNet(nn.Module):
     `width` channels at full resolution, doubled at each halving; `encoder_blocks` and `decoder_blocks` give the blocks
     on each level, the decoder's from the lowest up, and `middle_blocks` those at the bottom. `block` is `naf`, or
     `baseline` for the network that NAFNet was made from, whose 3x3 convolutions have `expansion` times the channels.
-    Images are padded with zeros. Raises `UserError` for numbers that make no network.
+    Images are padded with zeros. With `local_window` channels are weighted by means over that many pixels around every
+    pixel instead of the whole image, halved on every level; the authors take 384 for networks trained on crops of 256,
+    and parameters stay the same. Raises `UserError` for numbers that make no network.
     """
 
     width: int = 32
@@ -41,6 +44,7 @@ class NAFNet(nn.Module):
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
     block: Literal["naf", "baseline"] = "naf"
     expansion: int = 1
+    local_window: int | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -59,6 +63,8 @@ class NAFNet(nn.Module):
                 f"NAFNet needs an even width of at least 2 and an expansion of at least 1, not {self.width} and "
                 f"{self.expansion}"
             )
+        if self.local_window is not None and self.local_window >> len(self.encoder_blocks) < 1:
+            raise UserError(f"local_window must be at least {self.size_multiple}, not {self.local_window}")
         super().__post_init__()
 
     @property
@@ -77,28 +83,31 @@ class NAFNet(nn.Module):
         height, width, channels = images.shape[1:]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **dtypes)
-        if self.block == "naf":
-            block = partial(NAFBlock, partial(SimplifiedChannelAttention, **dtypes), **dtypes)
-        else:
-            block = partial(BaselineBlock, self.expansion, **dtypes)
 
+        def blocks(x: Array, name: str, count: int, level: int) -> Array:
+            window = self.local_window and self.local_window >> level
+            for index in range(count):
+                if self.block == "naf":
+                    mixer = partial(SimplifiedChannelAttention, window, **dtypes)
+                    x = NAFBlock(mixer, name=f"{name}_{index}", **dtypes)(x)
+                else:
+                    x = BaselineBlock(self.expansion, window, name=f"{name}_{index}", **dtypes)(x)
+            return x
+
+        levels = len(self.encoder_blocks)
         x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple, mode="zeros"))
         skips = []
         for level, count in enumerate(self.encoder_blocks):
-            for index in range(count):
-                x = block(name=f"encoder_{level}_{index}")(x)
+            x = blocks(x, f"encoder_{level}", count, level)
             skips.append(x)
             # A 2x2 convolution with stride 2 is a matrix product after the pixels of each square became channels.
             x = conv(2 * x.shape[-1], 1, name=f"down_{level}")(pixel_unshuffle(x, 2))
 
-        for index in range(self.middle_blocks):
-            x = block(name=f"middle_{index}")(x)
+        x = blocks(x, "middle", self.middle_blocks, levels)
 
-        levels = len(self.encoder_blocks)
         for level, count in zip(reversed(range(levels)), self.decoder_blocks, strict=True):
             x = pixel_shuffle(conv(2 * x.shape[-1], 1, use_bias=False, name=f"up_{level}")(x), 2) + skips.pop()
-            for index in range(count):
-                x = block(name=f"decoder_{level}_{index}")(x)
+            x = blocks(x, f"decoder_{level}", count, level)
 
         residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
         return images.astype(jnp.float32) + residual.astype(jnp.float32)

@@ -45,6 +45,30 @@ def test_it_reproduces_the_official_networks(shared_folder, name):
     official.check(model, official.convert(tensors, RENAMINGS), tensors, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["nafnet_local_w16", "nafnet_local_w16_both_axes"])
+def test_it_reproduces_the_official_local_conversion(shared_folder, name):
+    config, tensors = official.load(shared_folder / f"fixtures/nafnet/{name}.safetensors")
+    blocks = (tuple(config["enc_blk_nums"]), config["middle_blk_num"], tuple(config["dec_blk_nums"]))
+    window = int(1.5 * config["train_size"][-1])
+    params = official.convert(tensors, RENAMINGS)
+    official.check(NAFNet(config["width"], *blocks, local_window=window), params, tensors, 1e-4)
+    # With means over the whole image it is another function.
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        official.check(NAFNet(config["width"], *blocks), params, tensors, 1e-4)
+
+
+@pytest.mark.parametrize("block", ["naf", "baseline"])
+def test_a_window_that_covers_the_image_changes_nothing(block, random_params):
+    params = random_params(NAFNet(**SMALL, block=block), (1, 8, 8, 3))
+    x = jnp.asarray(np.random.default_rng(0).random((1, 12, 8, 3)), jnp.float32)
+    plain, local, smaller = (
+        jax.jit(NAFNet(**SMALL, block=block, local_window=window).apply)({"params": params}, x)
+        for window in (None, 12, 8)
+    )
+    np.testing.assert_array_equal(local, plain)
+    assert not np.allclose(smaller, plain)
+
+
 @pytest.mark.parametrize(
     ("name", "giga"),
     [
@@ -94,6 +118,7 @@ def test_fresh_blocks_are_identities():
         ({"middle_blocks": -1}, "must not be negative"),
         ({"width": 7}, "even width"),
         ({"expansion": 0}, "expansion of at least 1"),
+        ({"local_window": 15}, "local_window must be at least 16, not 15"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):
