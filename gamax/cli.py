@@ -199,7 +199,7 @@ class BenchData:
         """Carries the verb out."""
         import numpy as np
 
-        from gamax.benchmark.loading import Case, data_config, measure
+        from gamax.benchmark.loading import Case, check_case, data_config, measure
         from gamax.data.datasets import prepare, training_channels
 
         counts = (*self.workers, *self.cores, self.batch, self.repeats, self.patch_size)
@@ -217,6 +217,8 @@ class BenchData:
             for workers in self.workers
             for reader in ("loop", "pipeline")
         ]
+        for case in cases:
+            check_case(case)
         training_channels(data_config(cases[0]))
         # Here, where it shows its progress.
         for config in {case.storage: data_config(case) for case in cases if case.storage != "files"}.values():

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gamax.config import DataConfig
+from gamax.config import DataConfig, check_data
 from gamax.data.datasets import PreparedDataset, prepare, source_examples
 from gamax.errors import UserError
 
@@ -53,14 +53,9 @@ class Case:
 def measure(case: Case) -> dict[str, Any]:
     """Runs one case in a fresh process on `case.cores` cores and returns its row."""
     command = [sys.executable, "-m", "gamax.benchmark.loading", json.dumps(dataclasses.asdict(case))]
-    pin = None
-    if case.cores is not None:
-        if not hasattr(os, "sched_setaffinity"):
-            raise UserError("this system cannot bind a process to cores; leave out --cores")
-        available = sorted(os.sched_getaffinity(0))
-        if case.cores > len(available):
-            raise UserError(f"--cores {case.cores} is more than the {len(available)} of this machine")
-        pin = partial(os.sched_setaffinity, 0, available[: case.cores])
+    pin = (
+        None if case.cores is None else partial(os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[: case.cores])
+    )
     finished = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=pin)
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("gamax.errors.UserError: ")
@@ -68,10 +63,21 @@ def measure(case: Case) -> dict[str, Any]:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def check_case(case: Case) -> None:
+    """Raises `UserError` for what this machine or the stored cuts cannot give, before anything is prepared."""
+    check_data(data_config(case))
+    if case.cores is not None:
+        if not hasattr(os, "sched_setaffinity"):
+            raise UserError("this system cannot bind a process to cores; leave out --cores")
+        if case.cores > len(os.sched_getaffinity(0)):
+            raise UserError(f"--cores {case.cores} is more than the {len(os.sched_getaffinity(0))} of this machine")
+
+
 def data_config(case: Case) -> DataConfig:
     """The dataset of a case, as it is to be prepared."""
     encoding: Literal["png", "raw"] = "raw" if case.storage == "raw" else "png"
-    return DataConfig(case.dataset, case.source, case.prepared_dir, encoding=encoding)
+    place = (case.dataset, case.source, case.prepared_dir)
+    return DataConfig(*place, encoding=encoding, patch_size=case.patch_size)
 
 
 def run_case(case: Case) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from gamax.errors import UserError
 
 def _unit_over_pixels(x: Float[Array, "b p heads d"]) -> Float[Array, "b p heads d"]:
     """Divides every channel by its norm over the image, as `torch.nn.functional.normalize` does."""
-    squares = jnp.square(x.astype(jnp.float32)).sum(1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(squares, 1e-24)).astype(x.dtype)
+    values = x.astype(jnp.float32)
+    squares = jnp.square(values).sum(1, keepdims=True)
+    return (values * lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
 
 
 class TransposedAttention(nn.Module):

@@ -89,11 +89,12 @@ def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
         if not folder.exists():
             _note_missing(builder_class, image_set)
             _write(builder_class(config=image_set, data_dir=data_dir), patch_size)
-        info = open_prepared(folder).info
+        builder = open_prepared(folder)
+        info = builder.info
         _check_size(info.metadata["smallest_train_image"], info.metadata["smallest_train_side"], patch_size)
         return PreparedDataset(
             folder=folder,
-            splits={split: _records(folder, split) for split in info.splits},
+            splits={split: _records(builder, split) for split in info.splits},
             fingerprint=image_set.name.rpartition("_")[2],
             num_images=info.metadata["num_images"],
             psnr_input=info.metadata["psnr_input"],
@@ -112,6 +113,8 @@ def open_prepared(folder: Path) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder_from_directory(folder)
         missing = {"num_images", "psnr_input", "encoding"} - set(builder.info.metadata or ())
+    except PermissionError as error:
+        raise UserError(f"cannot read the prepared set in '{folder}' ({error.strerror})") from error
     # Of its three JSON files, each read by another library.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -241,11 +244,10 @@ class _Examples(Sequence[Example]):
         )
 
 
-def _records(folder: Path, split: str) -> Sequence[Example]:
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Example]:
     """The examples of a split; a record that cannot be read raises `UserError` with its shard and position there."""
     import tensorflow_datasets as tfds
 
-    builder = open_prepared(folder)
     info = builder.info.splits[split]
     keys = [key for key in builder.info.features if key != "name"]
     source: Any = builder.as_data_source(split, decoders=dict.fromkeys(keys, tfds.decode.SkipDecoding()))
@@ -254,6 +256,8 @@ def _records(folder: Path, split: str) -> Sequence[Example]:
     def read(index: int) -> Example:
         try:
             record = source[index]
+            if record["name"] is None:
+                raise ValueError("the file is cut short")
             return {"name": record["name"].decode(), **join_views({key: _decode(record[key]) for key in keys})}
         # Of the file, the record and the image in it.
         except (RuntimeError, OSError, DecodeError, ValueError) as error:

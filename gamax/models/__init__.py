@@ -122,12 +122,26 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     chosen = variant(name)
     hints = get_type_hints(chosen.network)
     valid = {field.name for field in fields(chosen.network)} - {"parent", "name"}
-    for key, value in overrides.items():
+    for key in overrides:
         if key not in valid:
             raise UserError(f"{name} has no option {nearest(key, valid)}")
-        if hints[key] in (int, float, bool) and type(value) is not hints[key]:
-            raise UserError(f"option '{key}' of {name} must be of type {hints[key].__name__}, not {value!r}")
-    return chosen.network(**{**chosen.options, **overrides})
+    checked = {key: _check_option(name, key, hints[key], value) for key, value in overrides.items()}
+    return chosen.network(**{**chosen.options, **checked})
+
+
+def _check_option(model: str, key: str, hint: Any, value: Any) -> Any:
+    """The value as the field of the module wants it."""
+    if hint == tuple[int, ...]:
+        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise UserError(f"option '{key}' of {model} must be several whole numbers, set in Python, not {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    expected = {int: "int", float: "float", bool: "bool", int | None: "int or None"}
+    allowed = (int, type(None)) if hint == int | None else (hint,)
+    if hint in expected and type(value) not in allowed:
+        raise UserError(f"option '{key}' of {model} must be of type {expected[hint]}, not {value!r}")
+    return value
 
 
 def abstract_params(model: nn.Module, size: int = 64) -> Any:

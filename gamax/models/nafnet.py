@@ -58,11 +58,8 @@ class NAFNet(nn.Module):
             )
         if min(*self.encoder_blocks, *self.decoder_blocks, self.middle_blocks) < 0:
             raise UserError("NAFNet's numbers of blocks must not be negative")
-        if self.width < 2 or self.width % 2 or self.expansion < 1:
-            raise UserError(
-                f"NAFNet needs an even width of at least 2 and an expansion of at least 1, not {self.width} and "
-                f"{self.expansion}"
-            )
+        if self.width < 1 or self.expansion < 1:
+            raise UserError(f"NAFNet needs a width and expansion of at least 1, not {self.width} and {self.expansion}")
         if self.local_window is not None and self.local_window >> len(self.encoder_blocks) < 1:
             raise UserError(f"local_window must be at least {self.size_multiple}, not {self.local_window}")
         super().__post_init__()
@@ -74,7 +71,7 @@ class NAFNet(nn.Module):
 
     @property
     def global_statistics(self) -> bool:
-        """Whether every output pixel depends on means over the whole input, so that tiling changes the result."""
+        """Whether an output pixel depends on the whole input, or a wide window, so that tiling changes it."""
         return True
 
     @nn.compact

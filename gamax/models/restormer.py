@@ -5,6 +5,7 @@ The layout is that of the authors' code, written from its description and checke
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -43,12 +44,13 @@ class Restormer(nn.Module):
         if min(*self.blocks, self.refinement_blocks) < 0 or min(self.heads) < 1:
             raise UserError("Restormer's numbers of blocks must not be negative, and its heads be at least 1")
         indivisible = [heads for level, heads in enumerate(self.heads) if (self.width << level) % heads]
-        # The first half of the channels of the first level goes through the last two stages, too.
-        if self.width < 2 or self.width % 2 or indivisible or self.expansion <= 0:
+        # The first way down halves the channels before the pixels become channels.
+        if self.width < 2 or self.width % 2 or indivisible:
             raise UserError(
-                f"Restormer needs an even width that its heads divide on every level, and an expansion above 0, not "
-                f"{self.width}, {self.heads} and {self.expansion}"
+                f"Restormer needs an even width that its heads divide on every level, not {self.width} and {self.heads}"
             )
+        if not math.isfinite(self.expansion) or int(self.expansion * self.width) < 1:
+            raise UserError(f"Restormer's expansion must leave a hidden channel, which {self.expansion} does not")
         super().__post_init__()
 
     @property
@@ -63,8 +65,11 @@ class Restormer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w _"]) -> Float[Array, "b h w 3"]:
-        """Returns restored images, float32."""
-        height, width = images.shape[1:3]
+        """Returns restored images, float32; `UserError` unless the input has 3 channels, or 6 with `dual_pixel`."""
+        height, width, channels = images.shape[1:]
+        if channels != (6 if self.dual_pixel else 3):
+            expected = "6 channels with dual_pixel" if self.dual_pixel else "3 channels"
+            raise UserError(f"this Restormer takes images of {expected}, not {channels}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, use_bias=False, **dtypes)
 

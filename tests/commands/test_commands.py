@@ -220,6 +220,7 @@ def test_bench_data_prints_rows_and_a_table(gamax, capsys, tmp_path):
     assert "of the loop" in printed
     for wrong, words in [
         (("--patch-size", 200), "less than the patch"),
+        (("--patch-size", 600), "'data.patch_size' must be from 1 to data.cut_size, not 600"),
         (("--seconds", 0), "seconds above 0"),
         (("--cores", 1000), "more than the"),
         (("--dataset", "kodak24"), "no training images"),

@@ -540,3 +540,14 @@ def test_a_builder_without_facts_writes_nothing(tmp_path, save, key):
         with pytest.raises(UserError, match=r"has not been checked: use gamax.data.datasets.prepare"):
             CleanFolder(config=image_set, data_dir=tmp_path / "prepared").download_and_prepare()
         assert not prepared_sets(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 2**16, 2**16 + 100])
+def test_a_stored_file_that_is_cut_short_is_named(tmp_path, save, size):
+    save(tmp_path / "photos/a.png", (300, 300))
+    shard = next(prepare(config(tmp_path)).folder.glob("*train*"))
+    assert shard.stat().st_size > 2**17
+    with shard.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(UserError, match=rf"{shard.name}' cannot be read .*prepare the set again"):
+        prepare(config(tmp_path)).train[0]

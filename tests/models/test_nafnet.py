@@ -109,6 +109,25 @@ def test_fresh_blocks_are_identities():
     np.testing.assert_array_equal(result, x)
 
 
+def test_lists_make_the_same_network_as_tuples():
+    lists = create_model("nafnet_sidd_w32", encoder_blocks=[1, 1], decoder_blocks=[1, 1], local_window=384)
+    assert hash(lists) == hash(
+        create_model("nafnet_sidd_w32", encoder_blocks=(1, 1), decoder_blocks=(1, 1), local_window=384)
+    )
+
+
+def test_gradients_and_bfloat16_with_a_window(random_params):
+    params = random_params(NAFNet(**SMALL), (1, 8, 8, 3))
+    x = jnp.asarray(np.random.default_rng(0).random((1, 12, 9, 3)), jnp.float32)
+
+    def loss(params: Any, dtype: Any) -> jax.Array:
+        return jnp.square(NAFNet(**SMALL, local_window=4, dtype=dtype).apply({"params": params}, x)).mean()
+
+    exact, gradients = jax.jit(jax.value_and_grad(lambda params: loss(params, jnp.float32)))(params)
+    assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradients["middle_0"]))
+    assert jax.jit(lambda params: loss(params, jnp.bfloat16))(params) == pytest.approx(float(exact), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -116,8 +135,13 @@ def test_fresh_blocks_are_identities():
         ({"encoder_blocks": (1, 1)}, "as many numbers of encoder_blocks as of decoder_blocks"),
         ({"encoder_blocks": (), "decoder_blocks": ()}, "as many numbers"),
         ({"middle_blocks": -1}, "must not be negative"),
-        ({"width": 7}, "even width"),
-        ({"expansion": 0}, "expansion of at least 1"),
+        ({"width": 0}, "width and expansion of at least 1"),
+        ({"expansion": 0}, "width and expansion of at least 1"),
+        ({"encoder_blocks": 2}, "'encoder_blocks' of nafnet_sidd_w32 must be several whole numbers, set in Python"),
+        ({"encoder_blocks": "[1, 1]"}, "several whole numbers"),
+        ({"encoder_blocks": (1, 1.5, 1, 1)}, "several whole numbers"),
+        ({"local_window": "none"}, "'local_window' of nafnet_sidd_w32 must be of type int or None, not 'none'"),
+        ({"local_window": 384.5}, "type int or None"),
         ({"local_window": 15}, "local_window must be at least 16, not 15"),
     ],
 )

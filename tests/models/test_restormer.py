@@ -111,11 +111,22 @@ def test_the_bias_free_norm_keeps_the_mean():
         ({"heads": (0, 1, 1, 1)}, "be at least 1"),
         ({"heads": (1, 2, 4, 7)}, "heads divide on every level"),
         ({"width": 3, "heads": (1, 1, 1, 1)}, "even width"),
+        ({"expansion": 0.01}, "leave a hidden channel"),
+        ({"expansion": float("nan")}, "leave a hidden channel"),
+        ({"expansion": "wide"}, "'expansion' of restormer must be of type float"),
+        ({"blocks": 4}, "several whole numbers"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):
     with pytest.raises(UserError, match=words):
         create_model("restormer", **options)
+
+
+@pytest.mark.parametrize(("dual_pixel", "channels"), [(False, 1), (False, 6), (True, 3)])
+def test_images_of_another_number_of_channels_are_refused(dual_pixel, channels):
+    model = create_model("restormer", dual_pixel=dual_pixel, expansion=2)
+    with pytest.raises(UserError, match=rf"takes images of . channels.*, not {channels}"):
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32))
 
 
 def test_heads_that_do_not_divide_the_channels_are_named():

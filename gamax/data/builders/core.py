@@ -135,8 +135,9 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self.info.set_splits(tfds.core.splits.SplitDict(self._write_splits(folder)))
         self.info.write_to_directory(folder)
         self._check_unchanged(folder)
-        _facts_path(folder).unlink(missing_ok=True)
         folder.rename(self.data_path)
+        # Last, so that a kill before it leaves nothing to do again.
+        _facts_path(Path(self.data_path)).unlink(missing_ok=True)
 
     def _check_unchanged(self, folder: Path) -> None:
         config = self.builder_config
