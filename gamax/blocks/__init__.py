@@ -7,11 +7,12 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from gamax.blocks.attention import NonLocal, SimplifiedChannelAttention, SqueezeExcite
-from gamax.blocks.convolution import Conv, depthwise_conv
+from gamax.blocks.convolution import Conv, ConvTranspose, depthwise_conv
 from gamax.blocks.gama import GAMA
 from gamax.blocks.naf import BaselineBlock, NAFBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
+from gamax.blocks.repetition import repeat
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
 from gamax.blocks.transposed_attention import GatedFeedForward, TransposedAttention, TransposedAttentionBlock
 
@@ -29,6 +30,7 @@ __all__ = [
     "MIXERS",
     "BaselineBlock",
     "Conv",
+    "ConvTranspose",
     "GatedFeedForward",
     "LayerNorm",
     "NAFBlock",
@@ -42,5 +44,6 @@ __all__ = [
     "pad_to_multiple",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "repeat",
     "simple_gate",
 ]

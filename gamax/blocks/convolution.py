@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 
 from gamax.errors import UserError
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 
 @jax.custom_vjp
 def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 c"]) -> Float[Array, "b h w c"]:
@@ -30,12 +32,17 @@ def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 
     return lax.platform_dependent(images, kernel, cpu=_shift_and_add, default=conv)
 
 
-def conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l e d"]) -> Float[Array, "b h w d"]:
-    """Cross-correlates with an odd-sized kernel, zeros outside the image; as many groups as the shapes say."""
-    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+def conv(
+    images: Float[Array, "b h w c"], kernel: Float[Array, "k l e d"], stride: int = 1
+) -> Float[Array, "b h2 w2 d"]:
+    """Cross-correlates with a kernel, zeros outside the image; as many groups as the shapes say.
+
+    The padding is `(size - 1) // 2` on every side: half of an odd kernel; 1 for 4x4, which with stride 2 halves sides.
+    """
+    padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
     groups = images.shape[-1] // kernel.shape[2]
     return lax.conv_general_dilated(
-        images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        images, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT, feature_group_count=groups
     )
 
 
@@ -84,6 +91,55 @@ def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+@jax.custom_vjp
+def doubling_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "4 4 d c"]) -> Float[Array, "b h2 w2 d"]:
+    """The transpose of a 4x4 convolution with stride 2 and padding 1: `[B, H, W, C]` to `[B, 2 H, 2 W, D]`.
+
+    Differentiable in reverse mode only.
+    """
+    return lax.platform_dependent(images, kernel, cpu=_doubling_products, default=_dilated_conv)
+
+
+def _dilated_conv(images: Array, kernel: Array) -> Array:
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        images, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
+    )
+
+
+def _doubling_products(images: Array, kernel: Array) -> Array:
+    # An output pixel meets 2x2 inputs and, by the parity of its row and column, one of four 2x2 kernels cut from the
+    # 4x4: a sum of four matrix products. XLA's gradient of the dilated convolution takes ten times as long on CPU.
+    batch, height, width, channels = images.shape
+    features = kernel.shape[2]
+    # Row 2 i + p meets input i - 1 + p + t with kernel row 3 - p - 2 t.
+    taps = kernel[::-1, ::-1].reshape(2, 2, 2, 2, features, channels)
+    taps = taps.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, channels, 4 * features)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    products = sum(
+        padded[:, row : row + height + 1, column : column + width + 1] @ taps[row, column]
+        for row in (0, 1)
+        for column in (0, 1)
+    )
+    products = jnp.reshape(products, (batch, height + 1, width + 1, 2, 2, features))
+    rows = [jnp.stack([products[:, p : p + height, q : q + width, p, q] for q in (0, 1)], axis=3) for p in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
+
+
+def _doubling_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return doubling_conv(images, kernel), (images, kernel)
+
+
+def _doubling_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    def pull_back(function: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
+        return lambda images, kernel, grad: jax.vjp(function, images, kernel)[1](grad)
+
+    return lax.platform_dependent(*residuals, grad, cpu=pull_back(_doubling_products), default=pull_back(_dilated_conv))
+
+
+doubling_conv.defvjp(_doubling_forward, _doubling_backward)
+
+
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
     """PyTorch's default initialiser of convolutions, weights and biases alike: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
@@ -91,14 +147,16 @@ def torch_uniform(fan_in: int) -> Callable[..., Array]:
 
 
 class Conv(nn.Module):
-    """2-D convolution with zero padding of half the odd kernel size, initialised as PyTorch does.
+    """2-D convolution with zero padding of half the kernel size, initialised as PyTorch does.
 
-    Maps `[B, H, W, C]` to `[B, H, W, features]`. Parameters: `kernel [k, k, C, features]`, or `[k, k, 1, features]` if
-    depth-wise, and `bias [features]`; `initializer` replaces the default of both.
+    Maps `[B, H, W, C]` to `[B, H / stride, W / stride, features]`. The kernel size is odd, or with stride 2 it is 2 or
+    4. Parameters: `kernel [k, k, C, features]`, or `[k, k, 1, features]` if depth-wise, and `bias [features]`;
+    `initializer` replaces the default of both.
     """
 
     features: int
     kernel_size: int = 3
+    stride: int = 1
     depthwise: bool = False
     use_bias: bool = True
     initializer: Callable[..., Array] | None = None
@@ -106,11 +164,15 @@ class Conv(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """Convolves `x`; `UserError` if the kernel is even, or `depthwise` and the channels are not `features`."""
-        size, channels = self.kernel_size, x.shape[-1]
-        if size % 2 == 0:
-            raise UserError(f"kernel_size must be odd, not {size}")
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Convolves `x`; `UserError` for a kernel, stride, sides or channels that do not go together."""
+        size, stride, channels = self.kernel_size, self.stride, x.shape[-1]
+        if size % 2 == 0 and (size, stride) not in ((2, 2), (4, 2)):
+            raise UserError(f"kernel_size must be odd, or 2 or 4 with stride 2, not {size} with stride {stride}")
+        if x.shape[1] % stride or x.shape[2] % stride:
+            raise UserError(f"a stride of {stride} does not divide {x.shape[1]}x{x.shape[2]} pixels")
+        if self.depthwise and stride != 1:
+            raise UserError(f"a depth-wise convolution has stride 1, not {stride}")
         if self.depthwise and channels != self.features:
             raise UserError(f"a depth-wise convolution of {channels} channels cannot give {self.features} features")
         inputs = 1 if self.depthwise else channels
@@ -120,8 +182,44 @@ class Conv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if self.depthwise:
             x = depthwise_conv(x, kernel)
-        elif size == 1:
-            x = jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0])
+        elif size == stride:
+            # Squares of pixels that do not overlap: a matrix product.
+            batch, height, width, _ = x.shape
+            x = x.reshape(batch, height // size, size, width // size, size, channels)
+            x = jnp.einsum("bhrwsc,rscd->bhwd", x, kernel)
         else:
-            x = conv(x, kernel)
+            x = conv(x, kernel, stride)
+        return x if bias is None else x + bias
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution with stride 2, initialised as PyTorch does: `[B, H, W, C]` to `[B, 2 H, 2 W, features]`.
+
+    The kernel size is 2, or 4 with padding 1. Parameters: `kernel [k, k, features, C]`, not flipped, as PyTorch has it,
+    and `bias [features]`; `initializer` replaces the default of both.
+    """
+
+    features: int
+    kernel_size: int
+    use_bias: bool = True
+    initializer: Callable[..., Array] | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Doubles the sides of `x`; `UserError` if the kernel size is neither 2 nor 4."""
+        size = self.kernel_size
+        if size not in (2, 4):
+            raise UserError(f"kernel_size of a transposed convolution must be 2 or 4, not {size}")
+        # PyTorch takes the fan-in from the features, too.
+        init = self.initializer or torch_uniform(size * size * self.features)
+        kernel = self.param("kernel", init, (size, size, self.features, x.shape[-1]), self.param_dtype)
+        bias = self.param("bias", init, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if size == 2:
+            batch, height, width, _ = x.shape
+            x = jnp.einsum("bhwc,rsdc->bhrwsd", x, kernel).reshape(batch, 2 * height, 2 * width, self.features)
+        else:
+            x = doubling_conv(x, kernel)
         return x if bias is None else x + bias

@@ -9,16 +9,20 @@ from jaxtyping import Array, Float
 
 
 def pad_to_multiple(
-    images: Float[Array, "b h w c"], multiple: int, mode: Literal["reflect", "zeros"] = "reflect"
+    images: Float[Array, "b h w c"],
+    multiple: int,
+    mode: Literal["reflect", "zeros"] = "reflect",
+    minimum: int = 0,
 ) -> Float[Array, "b h2 w2 c"]:
-    """Pads `[B, H, W, C]` on the right and at the bottom to sides that `multiple` divides.
+    """Pads `[B, H, W, C]` on the right and at the bottom to sides of at least `minimum` that `multiple` divides.
 
     With zeros, or by reflection without repeating the edge; a side too short to be reflected has its edge repeated.
     Crop the result of a network back with `[:, :H, :W]`.
     """
     for axis in (1, 2):
         size = images.shape[axis]
-        missing = -size % multiple
+        missing = max(minimum - size, 0)
+        missing += -(size + missing) % multiple
         if missing:
             widths = [(0, 0)] * 4
             widths[axis] = (0, missing)

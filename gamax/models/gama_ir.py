@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gamax.blocks import MIXERS, Conv, NAFBlock, check_mixer, pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from gamax.blocks import MIXERS, Conv, NAFBlock, check_mixer, pad_to_multiple, pixel_shuffle, pixel_unshuffle, repeat
 from gamax.errors import UserError, nearest
 
 
@@ -36,6 +36,8 @@ class GAMAIR(nn.Module):
     blocks_per_level: int = 2
     mixer: str | Callable[[], nn.Module] | None = "gama"
     spatial_conv: Literal["depthwise", "dense"] = "depthwise"
+    scan: bool = False
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -84,21 +86,21 @@ class GAMAIR(nn.Module):
         conv = partial(Conv, **dtypes)
         block = partial(NAFBlock, mixer, self.spatial_conv, **dtypes)
 
+        def blocks(x: Array, count: int, name: str) -> Array:
+            return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
+
         x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple))
         skips = []
         for level in range(self.levels):
-            for index in range(self.blocks_per_level):
-                x = block(name=f"encoder_{level}_{index}")(x)
+            x = blocks(x, self.blocks_per_level, f"encoder_{level}")
             skips.append(x)
             x = pixel_unshuffle(conv(x.shape[-1] // 2, 1, name=f"down_{level}")(x), 2)
 
-        for index in range(self._bottom_blocks):
-            x = block(name=f"bottom_{index}")(x)
+        x = blocks(x, self._bottom_blocks, "bottom")
 
         for level in reversed(range(self.levels)):
             x = pixel_shuffle(conv(2 * x.shape[-1], 1, name=f"up_{level}")(x), 2) + skips.pop()
-            for index in range(self.blocks_per_level):
-                x = block(name=f"decoder_{level}_{index}")(x)
+            x = blocks(x, self.blocks_per_level, f"decoder_{level}")
 
         residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
         return images.astype(jnp.float32) + residual.astype(jnp.float32)

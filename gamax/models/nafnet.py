@@ -22,7 +22,7 @@ from gamax.blocks import (
     SimplifiedChannelAttention,
     pad_to_multiple,
     pixel_shuffle,
-    pixel_unshuffle,
+    repeat,
 )
 from gamax.errors import UserError, nearest
 
@@ -45,6 +45,8 @@ class NAFNet(nn.Module):
     block: Literal["naf", "baseline"] = "naf"
     expansion: int = 1
     local_window: int | None = None
+    scan: bool = False
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -83,13 +85,11 @@ class NAFNet(nn.Module):
 
         def blocks(x: Array, name: str, count: int, level: int) -> Array:
             window = self.local_window and self.local_window >> level
-            for index in range(count):
-                if self.block == "naf":
-                    mixer = partial(SimplifiedChannelAttention, window, **dtypes)
-                    x = NAFBlock(mixer, name=f"{name}_{index}", **dtypes)(x)
-                else:
-                    x = BaselineBlock(self.expansion, window, name=f"{name}_{index}", **dtypes)(x)
-            return x
+            if self.block == "naf":
+                block = partial(NAFBlock, partial(SimplifiedChannelAttention, window, **dtypes), **dtypes)
+            else:
+                block = partial(BaselineBlock, self.expansion, window, **dtypes)
+            return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         levels = len(self.encoder_blocks)
         x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple, mode="zeros"))
@@ -97,8 +97,7 @@ class NAFNet(nn.Module):
         for level, count in enumerate(self.encoder_blocks):
             x = blocks(x, f"encoder_{level}", count, level)
             skips.append(x)
-            # A 2x2 convolution with stride 2 is a matrix product after the pixels of each square became channels.
-            x = conv(2 * x.shape[-1], 1, name=f"down_{level}")(pixel_unshuffle(x, 2))
+            x = conv(2 * x.shape[-1], 2, stride=2, name=f"down_{level}")(x)
 
         x = blocks(x, "middle", self.middle_blocks, levels)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gamax.blocks import Conv, TransposedAttentionBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle
+from gamax.blocks import Conv, TransposedAttentionBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle, repeat
 from gamax.errors import UserError
 
 
@@ -33,6 +33,8 @@ class Restormer(nn.Module):
     expansion: float = 2.66
     bias_free: bool = False
     dual_pixel: bool = False
+    scan: bool = False
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -74,12 +76,8 @@ class Restormer(nn.Module):
         conv = partial(Conv, use_bias=False, **dtypes)
 
         def stage(x: Array, name: str, count: int, heads: int) -> Array:
-            for index in range(count):
-                block = TransposedAttentionBlock(
-                    heads, self.expansion, self.bias_free, name=f"{name}_{index}", **dtypes
-                )
-                x = block(x)
-            return x
+            block = partial(TransposedAttentionBlock, heads, self.expansion, self.bias_free, **dtypes)
+            return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         embedded = x = conv(self.width, 3, name="embed")(pad_to_multiple(images, self.size_multiple))
         skips = []

@@ -11,28 +11,16 @@ import pytest
 from gamax.benchmark.cost import model_multiply_adds
 from gamax.blocks import BaselineBlock
 from gamax.errors import UserError
+from gamax.interop.key_maps import key_map
 from gamax.models import abstract_params, create_model
 from gamax.models.nafnet import NAFNet
 
 SMALL = {"width": 4, "encoder_blocks": (1, 0), "middle_blocks": 1, "decoder_blocks": (0, 1)}
-RENAMINGS = [
-    (r"^encoders\.(\d+)\.(\d+)\.", r"encoder_\1_\2/"),
-    (r"^middle_blks\.(\d+)\.", r"middle_\1/"),
-    # The decoder is counted from below; three levels.
-    *((rf"^decoders\.{2 - level}\.(\d+)\.", rf"decoder_{level}_\1/") for level in range(3)),
-    *((rf"^ups\.{2 - level}\.0", f"up_{level}") for level in range(3)),
-    (r"^downs\.(\d+)", r"down_\1"),
-    *((rf"\bconv{n}\b", name) for n, name in enumerate(("expand", "spatial", "project"), 1)),
-    *((rf"\bconv{n}\b", name) for n, name in enumerate(("channel_expand", "channel_project"), 4)),
-    *((r"\bnorm1\b", "spatial_norm"), (r"\bnorm2\b", "channel_norm")),
-    *((r"\bbeta$", "spatial_scale"), (r"\bgamma$", "channel_scale")),
-    *((r"\bsca\.1\b", "mixing/weight"), (r"\bse\.1\b", "mixing/squeeze"), (r"\bse\.3\b", "mixing/excite")),
-]
 
 
 def test_it_reproduces_the_official_block_of_baseline(shared_folder):
     config, tensors = official.load(shared_folder / "fixtures/nafnet/baseline_block.safetensors")
-    official.check(BaselineBlock(config["DW_Expand"]), official.convert(tensors, RENAMINGS), tensors, 1e-5)
+    official.check(BaselineBlock(config["DW_Expand"]), tensors, 1e-5, key_map(NAFNet()))
 
 
 @pytest.mark.parametrize("name", ["nafnet", "baseline"])
@@ -42,7 +30,7 @@ def test_it_reproduces_the_official_networks(shared_folder, name):
     model = NAFNet(config["width"], *blocks, block="naf" if name == "nafnet" else "baseline")
     # Not a multiple of 8, so the padding is seen as well.
     assert all(side % 8 for side in tensors["input"].shape[2:])
-    official.check(model, official.convert(tensors, RENAMINGS), tensors, 1e-4)
+    official.check(model, tensors, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["nafnet_local_w16", "nafnet_local_w16_both_axes"])
@@ -50,11 +38,10 @@ def test_it_reproduces_the_official_local_conversion(shared_folder, name):
     config, tensors = official.load(shared_folder / f"fixtures/nafnet/{name}.safetensors")
     blocks = (tuple(config["enc_blk_nums"]), config["middle_blk_num"], tuple(config["dec_blk_nums"]))
     window = int(1.5 * config["train_size"][-1])
-    params = official.convert(tensors, RENAMINGS)
-    official.check(NAFNet(config["width"], *blocks, local_window=window), params, tensors, 1e-4)
+    official.check(NAFNet(config["width"], *blocks, local_window=window), tensors, 1e-4)
     # With means over the whole image it is another function.
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        official.check(NAFNet(config["width"], *blocks), params, tensors, 1e-4)
+        official.check(NAFNet(config["width"], *blocks), tensors, 1e-4)
 
 
 @pytest.mark.parametrize("block", ["naf", "baseline"])

@@ -11,33 +11,18 @@ import pytest
 from gamax.benchmark.cost import model_multiply_adds
 from gamax.blocks import LayerNorm, TransposedAttention, TransposedAttentionBlock
 from gamax.errors import UserError
+from gamax.interop.key_maps import key_map
 from gamax.models import abstract_params, count_parameters, create_model
 from gamax.models.restormer import Restormer
 
 SMALL = {"width": 4, "blocks": (1, 0, 0, 1), "refinement_blocks": 1, "heads": (1, 2, 2, 4)}
-RENAMINGS = [
-    (r"^patch_embed\.proj", "embed"),
-    *((rf"^encoder_level{level + 1}\.(\d+)\.", rf"encoder_{level}_\1/") for level in range(3)),
-    *((rf"^decoder_level{level + 1}\.(\d+)\.", rf"decoder_{level}_\1/") for level in range(3)),
-    (r"^latent\.(\d+)\.", r"bottom_\1/"),
-    (r"^refinement\.(\d+)\.", r"refinement_\1/"),
-    *((rf"^down{level + 1}_{level + 2}\.body\.0", f"down_{level}") for level in range(3)),
-    *((rf"^up{level + 2}_{level + 1}\.body\.0", f"up_{level}") for level in range(3)),
-    *((rf"^reduce_chan_level{level + 1}", f"reduce_{level}") for level in (1, 2)),
-    (r"^skip_conv", "skip"),
-    *((r"\battn\.qkv_dwconv", "attention/qkv_spatial"), (r"\battn\.qkv", "attention/qkv")),
-    *((r"\battn\.project_out", "attention/project"), (r"\battn\.temperature", "attention/temperature")),
-    *((r"\bffn\.project_in", "feed_forward/expand"), (r"\bffn\.dwconv", "feed_forward/spatial")),
-    (r"\bffn\.project_out", "feed_forward/project"),
-    *((r"\bnorm1\.body", "attention_norm"), (r"\bnorm2\.body", "feed_forward_norm")),
-]
 
 
 @pytest.mark.parametrize("kind", ["withbias", "biasfree"])
 def test_it_reproduces_the_official_block(shared_folder, kind):
     config, tensors = official.load(shared_folder / f"fixtures/restormer/transformer_block_{kind}.safetensors")
     block = TransposedAttentionBlock(config["num_heads"], config["ffn_expansion_factor"], kind == "biasfree")
-    official.check(block, official.convert(tensors, RENAMINGS), tensors, 1e-5)
+    official.check(block, tensors, 1e-5, key_map(Restormer()))
 
 
 @pytest.mark.parametrize("name", ["restormer_dim16", "restormer_dim16_dual_pixel"])
@@ -52,7 +37,7 @@ def test_it_reproduces_the_official_networks(shared_folder, name):
         bias_free=config["LayerNorm_type"] == "BiasFree",
         dual_pixel=config["dual_pixel_task"],
     )
-    official.check(model, official.convert(tensors, RENAMINGS), tensors, 1e-4)
+    official.check(model, tensors, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["restormer", "restormer_denoising"])
