@@ -95,6 +95,57 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
+class Convert:
+    """Converts PyTorch weights into a weight file of gamax, and such a file back."""
+
+    file: tyro.conf.Positional[Path]
+    """A `.pth`, `.pt` or `.safetensors` file, or a folder with a file for each part of a network."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """`.safetensors`; from a weight file of gamax also `.pth`."""
+    model: str | None = None
+    """Name of the network; `gamax models` lists them. A weight file of gamax knows it."""
+    overrides: tuple[str, ...] = ()
+    """Fields of the network that differ from the named one, for example `width=24`."""
+    wrapper: str | None = None
+    """Key of the state dict in the file, for example `params_ema`; the default is `params` before `params_ema`."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.config import parse_overrides
+        from gamax.interop.convert import convert_file
+        from gamax.models import count_parameters
+
+        try:
+            overrides = parse_overrides(self.overrides)
+        except ValueError as error:
+            raise UserError(f"--overrides: {error}") from error
+        converted = convert_file(self.file, self.output, self.model, overrides, self.wrapper)
+        say(
+            f"{converted.model_name}: {len(converted.state_dict)} tensors, {count_parameters(converted.params):,} "
+            f"parameters, every one used; wrote {self.output}"
+        )
+        _compare_with_torch(converted)
+
+
+def _compare_with_torch(converted: Any) -> None:
+    """Prints how far the network is from PyTorch's, part by part, if PyTorch and the network are there to be run."""
+    import importlib.util
+
+    from gamax.interop.parity import parity, torch_twin
+
+    if importlib.util.find_spec("torch") is None:
+        say("not compared with PyTorch, which is not installed: pip install 'gamax[torch]'")
+        return
+    twin = torch_twin(converted.state_dict)
+    if twin is None:
+        say("not compared with PyTorch: no installed package has this network (spandrel, spandrel_extra_arches)")
+        return
+    rows = parity(converted.model, converted.params, twin)
+    table = [{"part": name, "largest difference": f"{difference:.1e}"} for name, difference in rows]
+    print_table("compared with PyTorch on noise, relative to the largest value of each part", list(table[0]), table)
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchInfer:
     """Measures latency and memory of networks, each in a process of its own."""
 
@@ -274,7 +325,13 @@ class Bench:
         self.verb.run()
 
 
-VERBS: dict[str, Callable[..., Any]] = {"restore": Restore, "models": Models, "bench": Bench, "data": Data}
+VERBS: dict[str, Callable[..., Any]] = {
+    "restore": Restore,
+    "models": Models,
+    "convert": Convert,
+    "bench": Bench,
+    "data": Data,
+}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import re
 import runpy
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -302,7 +302,7 @@ def _registry() -> Any:
         return PrimitiveConstructorSpec(
             nargs="*",
             metavar="KEY=VALUE ...",
-            instance_from_str=_parse_overrides,
+            instance_from_str=parse_overrides,
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
         )
@@ -318,7 +318,8 @@ def _scalar(text: str) -> Scalar:
     return value if isinstance(value, int | float | bool) else text
 
 
-def _parse_overrides(items: list[str]) -> dict[str, Scalar]:
+def parse_overrides(items: Sequence[str]) -> dict[str, Scalar]:
+    """Fields of a network from `KEY=VALUE` items; `ValueError` for anything else."""
     pairs = [item.split("=", 1) for item in items]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("expected KEY=VALUE, for example width=16")

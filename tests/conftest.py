@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -53,6 +54,15 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference fixtures are not at '{folder}'; set GAMAX_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch() -> types.ModuleType:
+    """PyTorch. Newcomers do without; where GAMAX_REQUIRE_ORACLES is set, its absence is a failure."""
+    missing = [name for name in ("torch", "spandrel", "spandrel_extra_arches") if not importlib.util.find_spec(name)]
+    if missing and not os.environ.get("GAMAX_REQUIRE_ORACLES"):
+        pytest.skip(f"without {', '.join(missing)}: install the extra 'torch' and spandrel_extra_arches")
+    return importlib.import_module("torch")
 
 
 @pytest.fixture(scope="session")

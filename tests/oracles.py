@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from scipy.signal import correlate2d
+from scipy.special import erf
 
 Params = Mapping[str, Any]
 
@@ -43,13 +45,22 @@ def filtered(plane: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return result
 
 
-def gama(x: np.ndarray, params: Params) -> np.ndarray:
+def mean_around(maps: np.ndarray, window: int | None, axis: int) -> np.ndarray:
+    """For every place along `axis`, the mean of the nearest window inside; of everything if there is no window."""
+    size = maps.shape[axis]
+    window = min(window or size, size)
+    starts = [min(max(place - (window - 1) // 2, 0), size - window) for place in range(size)]
+    return np.stack([np.take(maps, range(start, start + window), axis).mean(axis) for start in starts], axis)
+
+
+def gama(x: np.ndarray, params: Params, window: int | None = None) -> np.ndarray:
     k1, k2, k3 = (np.asarray(params[f"{axis}_kernel"], np.float64) for axis in ("channel", "height", "width"))
     result = np.empty(x.shape)
     for index, image in enumerate(x):
-        over_channels, over_height, over_width = image.mean(2), image.mean(0), image.mean(1)
-        result[index] = image + filtered(over_channels, k1)[:, :, None]
-        result[index] += filtered(over_height, k2)[None] + filtered(over_width, k3)[:, None]
+        result[index] = image + filtered(image.mean(2), k1)[:, :, None]
+        over_height, over_width = mean_around(image, window, 0), mean_around(image, window, 1)
+        result[index] += np.stack([filtered(row, k2) for row in over_height])
+        result[index] += np.stack([filtered(column, k3) for column in over_width.swapaxes(0, 1)], axis=1)
     return result
 
 
@@ -131,3 +142,99 @@ def gama_ir(images: np.ndarray, params: Params, mixer: str, levels: int, blocks:
         for index in range(blocks):
             x = naf_block(x, params[f"decoder_{level}_{index}"], mixer)
     return images + conv(x, params["ending"])[:, :height, :width]
+
+
+EDGE_FILTERS = (
+    np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]]),
+    np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]]),
+    np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]]),
+    np.array([[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]]),
+    np.array([[0, 1, 2], [-1, 0, 1], [-2, -1, 0]]),
+    np.array([[-2, -1, 0], [-1, 0, 1], [0, 1, 2]]),
+    np.array([[1, 0, 0], [0, -1, 0], [0, 0, 0]]),
+    np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 0]]),
+)
+
+
+def adaptive_filter(x: np.ndarray, params: Params) -> np.ndarray:
+    *edge_weights, high_pass_weight = np.asarray(params["filter_weights"], np.float64)
+    blurred = gaussian_filter(x, 5, radius=7, mode="mirror", axes=(1, 2))
+    result = high_pass_weight * (x - blurred) + np.asarray(params["identity_weight"], np.float64) * x
+    for image, channel in np.ndindex(x.shape[0], x.shape[3]):
+        for weight, kernel in zip(edge_weights, EDGE_FILTERS, strict=True):
+            result[image, :, :, channel] += weight * 1e-3 * correlate2d(x[image, :, :, channel], kernel, "same")
+    return result
+
+
+def patch_attention(x: np.ndarray, params: Params, patch: int) -> np.ndarray:
+    reduced = x @ np.asarray(params["reduce"]["kernel"], np.float64)[0, 0]
+    rows, columns = x.shape[1] // patch, x.shape[2] // patch
+    result = x * np.asarray(params["skip_scale"], np.float64)
+    for image, row, column in np.ndindex(x.shape[0], rows, columns):
+        grid = (image, slice(row, None, rows), slice(column, None, columns))
+        inputs = np.concatenate([channel.ravel() for channel in np.moveaxis(reduced[grid], -1, 0)])
+        hidden = dense(inputs, params["hidden"])
+        hidden = gelu(layer_norm(hidden, params["hidden_norm"], epsilon=1e-5))
+        result[grid] += dense(hidden, params["weight"]) * x[grid]
+    return result
+
+
+def dense(x: np.ndarray, params: Params) -> np.ndarray:
+    return x @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def softmax_plus_one(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / (1 + exponentials.sum(-1, keepdims=True))
+
+
+def window_attention(x: np.ndarray, params: Params, heads: int, size: int, shift: int) -> np.ndarray:
+    """Window by window, head by head, pair of pixels by pair; the image is rolled by `shift`."""
+    batch, height, width, channels = x.shape
+    region = np.zeros((height, width))
+    if shift:
+        slices = (slice(0, -size), slice(-size, -shift), slice(-shift, None))
+        for number, (rows, columns) in enumerate((rows, columns) for rows in slices for columns in slices):
+            region[rows, columns] = number
+    x = np.roll(x, (-shift, -shift), (1, 2))
+    bias_params = params["position_bias"]
+    factors = np.exp(np.minimum(np.asarray(params["logit_scale"], np.float64), np.log(100)))
+
+    def unit(vectors: np.ndarray) -> np.ndarray:
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+    def scaled(offset: np.ndarray) -> np.ndarray:
+        offset = offset / (size - 1) * 8
+        return np.sign(offset) * np.log2(abs(offset) + 1) / np.log2(8)
+
+    pixels = list(np.ndindex(size, size))
+    bias = np.empty((heads, size**2, size**2))
+    for query, key in np.ndindex(size**2, size**2):
+        offset = scaled(np.subtract(pixels[query], pixels[key]))
+        hidden = np.maximum(offset @ np.asarray(bias_params["hidden"]["kernel"]) + bias_params["hidden"]["bias"], 0)
+        bias[:, query, key] = 16 / (1 + np.exp(-hidden @ np.asarray(bias_params["output"]["kernel"], np.float64)))
+
+    result, depth = np.zeros(x.shape), channels // 2 // heads
+    for image, top, left in np.ndindex(batch, height // size, width // size):
+        part = (slice(top * size, (top + 1) * size), slice(left * size, (left + 1) * size))
+        qkv = x[image][part][None] @ np.asarray(params["qkv"]["kernel"], np.float64)[0, 0]
+        qkv = conv(qkv, params["qkv_spatial"]).reshape(size**2, 3 * channels)
+        apart = region[part].ravel()[:, None] != region[part].ravel()
+        attended = np.zeros((size**2, channels))
+        for half, head in np.ndindex(2, heads):
+            starts = [half * 3 * channels // 2 + index * channels // 2 + head * depth for index in range(3)]
+            query, key, value = (qkv[:, start : start + depth] for start in starts)
+            if half == 0:
+                logits = unit(query) @ unit(key).T * factors[head] + bias[head] - 100 * apart
+                mixed = softmax_plus_one(logits) @ value
+            else:
+                mixed = (softmax_plus_one(unit(query.T) @ unit(key.T).T) @ value.T).T
+            start = half * channels // 2 + head * depth
+            attended[:, start : start + depth] = mixed
+        projected = attended @ np.asarray(params["project"]["kernel"], np.float64)[0, 0]
+        result[image][part] = projected.reshape(size, size, channels)
+    return np.roll(result, (shift, shift), (1, 2))

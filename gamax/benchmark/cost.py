@@ -16,14 +16,15 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
 
     `arguments` may be shapes (`jax.ShapeDtypeStruct`): nothing is computed. Norms, element-wise work, pooling and
     interpolation do not count; one multiply-add is two FLOPs. A loop counts as often as it runs (`scan`), a choice by
-    its dearest branch, so an operation with one formulation for each kind of device counts as the convolution it is.
+    its dearest branch. An operation with formulations for several kinds of device counts as that for the others, which
+    is the convolution itself.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def model_multiply_adds(model: Any, params: Any, height: int, width: int, batch: int = 1) -> int:
-    """Multiply-adds of one forward pass over `[batch, height, width, 3]`."""
-    images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+    """Multiply-adds of one forward pass over `[batch, height, width, C]`."""
+    images = jax.ShapeDtypeStruct((batch, height, width, model.input_channels), jnp.float32)
     return multiply_adds(lambda params, images: model.apply({"params": params}, images), params, images)
 
 
@@ -47,7 +48,8 @@ def _count_equation(equation: core.JaxprEqn) -> int:
         return math.prod(output) * math.prod(right) // features
     inner = [_count(_jaxpr(value)) for value in _subprograms(parameters)]
     if name == "cond":
-        return max(inner)
+        platforms = parameters.get("branches_platforms")
+        return inner[platforms.index(None)] if platforms and None in platforms else max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
 
 

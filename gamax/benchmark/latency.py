@@ -60,7 +60,7 @@ def run_case(case: Case) -> dict[str, Any]:
     # Trained values are not needed; zeros or denormal numbers would change the time on some devices.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), abstract)
-    shape = (case.batch, case.height, case.width, 3)
+    shape = (case.batch, case.height, case.width, model.input_channels)
     inputs = [jax.device_put(rng.random(shape, np.float32)) for _ in range(2)]
 
     started = time.perf_counter()

@@ -9,12 +9,14 @@ import flax.linen as nn
 from gamax.blocks.attention import NonLocal, SimplifiedChannelAttention, SqueezeExcite
 from gamax.blocks.convolution import Conv, ConvTranspose, depthwise_conv
 from gamax.blocks.gama import GAMA
-from gamax.blocks.naf import BaselineBlock, NAFBlock, check_mixer, simple_gate
+from gamax.blocks.naf import BaselineBlock, NAFBlock, PlainBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
 from gamax.blocks.repetition import repeat
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
+from gamax.blocks.residual import ProjectedResidualBlock, ResidualBlock, ResidualDecoder, ResidualEncoder
 from gamax.blocks.transposed_attention import GatedFeedForward, TransposedAttention, TransposedAttentionBlock
+from gamax.blocks.window_attention import PointwiseFeedForward, WindowAttention, WindowAttentionBlock, softmax_plus_one
 
 MIXERS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
@@ -35,10 +37,18 @@ __all__ = [
     "LayerNorm",
     "NAFBlock",
     "NonLocal",
+    "PlainBlock",
+    "PointwiseFeedForward",
+    "ProjectedResidualBlock",
+    "ResidualBlock",
+    "ResidualDecoder",
+    "ResidualEncoder",
     "SimplifiedChannelAttention",
     "SqueezeExcite",
     "TransposedAttention",
     "TransposedAttentionBlock",
+    "WindowAttention",
+    "WindowAttentionBlock",
     "check_mixer",
     "depthwise_conv",
     "pad_to_multiple",
@@ -46,4 +56,5 @@ __all__ = [
     "pixel_unshuffle",
     "repeat",
     "simple_gate",
+    "softmax_plus_one",
 ]

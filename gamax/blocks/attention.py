@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import Conv
+from gamax.blocks.pooling import window_mean
 from gamax.errors import UserError
-
-
-def window_mean(x: Float[Array, "b h w c"], window: int | None) -> Float[Array, "b h2 w2 c"]:
-    """The mean over the image, `[B, 1, 1, C]`, or over a window around every pixel, `[B, H, W, C]`.
-
-    The window is `window` pixels high and wide, at most the image; near the border it is the nearest one that lies
-    inside. One that covers the image gives the mean over the image. This is the test-time local conversion of Chu et
-    al. (arXiv 2112.04491), for networks that were trained on crops smaller than the images they restore. float32.
-    """
-    height, width = x.shape[1:3]
-    if window is None or window >= max(height, width):
-        return x.mean((1, 2), keepdims=True, dtype=jnp.float32)
-    means = x.astype(jnp.float32)
-    for axis, side in ((1, height), (2, width)):
-        size = min(window, side)
-        # Differences of running sums along one axis: unlike a sum over the whole image, they keep their precision.
-        sums = jnp.cumsum(means, axis=axis)
-        first = lax.slice_in_dim(sums, size - 1, size, axis=axis)
-        later = lax.slice_in_dim(sums, size, side, axis=axis) - lax.slice_in_dim(sums, 0, side - size, axis=axis)
-        means = jnp.concatenate([first, later], axis=axis) / size
-        missing = size - 1
-        border = [(0, 0)] * 4
-        border[axis] = (missing // 2, missing - missing // 2)
-        means = jnp.pad(means, border, mode="edge")
-    return means
 
 
 def _mean(x: Array, window: int | None) -> Array:
@@ -83,11 +60,14 @@ class SimplifiedChannelAttention(nn.Module):
 class NonLocal(nn.Module):
     """Embedded-Gaussian non-local block (arXiv 1711.07971): every pixel attends to every pixel.
 
-    The output projection starts at zero, so a fresh block is the identity. Memory grows with `(H W)^2`:
-    `max_pixels` turns an input that would not fit into a clear error.
+    The output projection starts at zero, so a fresh block is the identity. With `subsample` keys and values are the
+    maxima of squares of so many pixels (section 3.3 of the paper takes 2, a quarter of the work), cut off at the right
+    and bottom border. Memory grows with the number of queries times keys: more than `max_pixels` squared of them turn
+    into a clear error.
     """
 
     max_pixels: int = 64 * 64
+    subsample: int = 1
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -96,21 +76,32 @@ class NonLocal(nn.Module):
         """Adds to every pixel the mean of all pixels, weighted by similarity.
 
         Raises:
-            UserError: if the input has more than `max_pixels` pixels.
+            UserError: if the input has too many pixels for `max_pixels`, or `subsample` is less than 1.
 
         """
         batch, height, width, channels = x.shape
-        if height * width > self.max_pixels:
+        if self.subsample < 1:
+            raise UserError(f"NonLocal needs a subsample of at least 1, not {self.subsample}")
+        queries = height * width
+        keys = -(-height // self.subsample) * -(-width // self.subsample)
+        if queries * keys > self.max_pixels**2:
             raise UserError(
-                f"NonLocal on {height}x{width} pixels needs a {height * width} x {height * width} matrix an image; "
-                f"raise max_pixels (now {self.max_pixels}) if that fits in memory"
+                f"NonLocal on {height}x{width} pixels needs a {queries} x {keys} matrix an image; "
+                f"raise max_pixels (now {self.max_pixels}) if that fits in memory, or subsample (now {self.subsample})"
             )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        query, key, value = (
-            Conv(channels // 2, 1, name=name, **dtypes)(x).reshape(batch, height * width, -1)
-            for name in ("query", "key", "value")
+        conv = partial(Conv, kernel_size=1, dtype=self.dtype, param_dtype=self.param_dtype)
+        query = conv(channels // 2, name="query")(x).reshape(batch, queries, -1)
+        key, value = (
+            _maxima(conv(channels // 2, name=name)(x), self.subsample).reshape(batch, keys, -1)
+            for name in ("key", "value")
         )
         logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
         attention = jax.nn.softmax(logits).astype(value.dtype)
         attended = jnp.einsum("bqk,bkc->bqc", attention, value).reshape(batch, height, width, -1)
-        return x + Conv(channels, 1, initializer=nn.initializers.zeros, name="projection", **dtypes)(attended)
+        return x + conv(channels, initializer=nn.initializers.zeros, name="projection")(attended)
+
+
+def _maxima(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
+    """The largest value in every square of `size` pixels, or in what the border leaves of it."""
+    padding = tuple((0, -side % size) for side in x.shape[1:3])
+    return x if size == 1 else nn.max_pool(x, (size, size), strides=(size, size), padding=padding)

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import conv, torch_uniform
+from gamax.blocks.pooling import box_mean
 from gamax.errors import UserError
 
 
@@ -23,9 +24,14 @@ class GAMA(nn.Module):
     output for a crop is not the crop of the output. Two kernels slide along the channels, whose order matters.
 
     The identity term and the zero padding come from a third-party reading of the paper.
+
+    With `window` the means over height and width are those of so many pixels around each (`box_mean`), where the image
+    is larger: our reconstruction of the test-time local conversion for this block. The filtered maps then differ from
+    pixel to pixel, which costs a 7x7 filter for every row and every column.
     """
 
     kernel_size: int = 7
+    window: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -42,9 +48,17 @@ class GAMA(nn.Module):
         x, *kernels = nn.dtypes.promote_dtype(x, *kernels, dtype=self.dtype)
         result = x
         for kernel, axis in zip(kernels, (3, 1, 2), strict=True):
-            mean = x.mean(axis, dtype=jnp.float32).astype(x.dtype)
-            # Not by shifting and adding: XLA would fuse the taps into the sum below and compute the filter again
-            # for every element along `axis`.
-            filtered = conv(mean[..., None], kernel[:, :, None, None])[..., 0]
-            result = result + jnp.expand_dims(filtered, axis)
+            if axis != 3 and self.window is not None and self.window < x.shape[axis]:
+                mean = jnp.moveaxis(box_mean(x, self.window, axis), axis, 1).astype(x.dtype)
+                filtered = _filter(mean.reshape(-1, *mean.shape[2:]), kernel).reshape(mean.shape)
+                result = result + jnp.moveaxis(filtered, 1, axis)
+            else:
+                mean = x.mean(axis, dtype=jnp.float32).astype(x.dtype)
+                result = result + jnp.expand_dims(_filter(mean, kernel), axis)
         return result
+
+
+def _filter(maps: Float[Array, "b m n"], kernel: Float[Array, "k k"]) -> Float[Array, "b m n"]:
+    # Not by shifting and adding: XLA would fuse the taps into the sum with `x` and compute the filter again for every
+    # element along the axis of the mean.
+    return conv(maps[..., None], kernel[:, :, None, None])[..., 0]

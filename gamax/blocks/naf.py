@@ -1,4 +1,4 @@
-"""The NAF block (arXiv 2204.04676) with an open slot for the mixer, and the block it was made from."""
+"""The NAF block (arXiv 2204.04676) with an open slot for the mixer, and the blocks it was made from."""
 
 from __future__ import annotations
 
@@ -107,5 +107,33 @@ class BaselineBlock(nn.Module):
         return x + _scale(self, "channel_scale", channels, y.dtype) * y
 
 
-def _scale(block: NAFBlock | BaselineBlock, name: str, channels: int, dtype: DTypeLike) -> Array:
+class PlainBlock(nn.Module):
+    """The block of PlainNet, where the paper of NAFNet (arXiv 2204.04676) starts: convolutions, ReLU and sums alone.
+
+    Reconstruction, as its code is not public: `BaselineBlock` with ReLU in place of GELU, without its norms and its
+    squeeze-and-excite. Both scales start at zero, so a fresh block is the identity.
+    """
+
+    expansion: int = 1
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Maps features to features of the same shape."""
+        channels = x.shape[-1]
+        x = x.astype(self.dtype or x.dtype)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        y = Conv(self.expansion * channels, 1, name="expand", **dtypes)(x)
+        y = nn.relu(Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y))
+        y = Conv(channels, 1, name="project", **dtypes)(y)
+        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
+
+        y = nn.relu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(x))
+        y = Conv(channels, 1, name="channel_project", **dtypes)(y)
+        return x + _scale(self, "channel_scale", channels, y.dtype) * y
+
+
+def _scale(block: NAFBlock | BaselineBlock | PlainBlock, name: str, channels: int, dtype: DTypeLike) -> Array:
     return block.param(name, nn.initializers.zeros, (channels,), block.param_dtype).astype(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -26,25 +27,38 @@ class TransposedAttention(nn.Module):
 
     The attention matrix is `[C / heads, C / heads]` whatever the size of the image: its entries are the cosines
     between channels over all pixels, times a learned temperature. Convolutions have no bias.
+
+    With `window` there is such a matrix for every window of at most that many pixels a side. Windows lie evenly over
+    the image, neighbours share at least a quarter, and what a pixel gets is the mean over the windows that hold it.
+    This is the test-time local conversion (arXiv 2112.04491) for networks trained on crops; how its authors lay the
+    windows for this attention is not described, so that part is a reconstruction.
     """
 
     heads: int
+    window: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Maps features to features of the same shape; `UserError` if the heads do not divide the channels."""
-        batch, height, width, channels = x.shape
+        height, width, channels = x.shape[1:]
         if channels % self.heads:
             raise UserError(f"{channels} channels cannot be divided among {self.heads} heads")
         options = {"use_bias": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
         qkv = Conv(3 * channels, 1, name="qkv", **options)(x)
         qkv = Conv(3 * channels, 3, depthwise=True, name="qkv_spatial", **options)(qkv)
-        query, key, value = jnp.moveaxis(
-            qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads), 2, 0
-        )
         temperature = self.param("temperature", nn.initializers.ones, (self.heads,), self.param_dtype)
+        if self.window is None or self.window >= max(height, width):
+            attended = self._attend(qkv, temperature)
+        else:
+            attended = self._attend_in_windows(qkv, temperature, self.window)
+        return Conv(channels, 1, name="project", **options)(attended)
+
+    def _attend(self, qkv: Float[Array, "b h w d"], temperature: Float[Array, " heads"]) -> Float[Array, "b h w c"]:
+        batch, height, width, channels = qkv.shape
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // 3 // self.heads)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
         cosines = jnp.einsum(
             "bphc,bphd->bhcd",
             _unit_over_pixels(query),
@@ -52,8 +66,26 @@ class TransposedAttention(nn.Module):
             preferred_element_type=jnp.float32,
         )
         attention = jax.nn.softmax(cosines * temperature[:, None, None].astype(jnp.float32)).astype(value.dtype)
-        attended = jnp.einsum("bhcd,bphd->bphc", attention, value).reshape(batch, height, width, channels)
-        return Conv(channels, 1, name="project", **options)(attended)
+        return jnp.einsum("bhcd,bphd->bphc", attention, value).reshape(batch, height, width, channels // 3)
+
+    def _attend_in_windows(self, qkv: Array, temperature: Array, window: int) -> Array:
+        batch, height, width, channels = qkv.shape
+        rows, columns = min(window, height), min(window, width)
+        places = [(top, left) for top in _starts(height, rows) for left in _starts(width, columns)]
+        windows = [qkv[:, top : top + rows, left : left + columns] for top, left in places]
+        attended = self._attend(jnp.concatenate(windows), temperature).astype(jnp.float32)
+        total = jnp.zeros((batch, height, width, channels // 3), jnp.float32)
+        count = np.zeros((height, width, 1), np.float32)
+        for (top, left), part in zip(places, jnp.split(attended, len(places)), strict=True):
+            total = total.at[:, top : top + rows, left : left + columns].add(part)
+            count[top : top + rows, left : left + columns] += 1
+        return (total / count).astype(qkv.dtype)
+
+
+def _starts(size: int, window: int) -> list[int]:
+    """Where windows begin that cover `size` evenly, as few as share at least a quarter with their neighbours."""
+    steps = -(-(size - window) // (window - window // 4))
+    return [round(index * (size - window) / steps) for index in range(steps + 1)] if steps else [0]
 
 
 class GatedFeedForward(nn.Module):
@@ -87,6 +119,7 @@ class TransposedAttentionBlock(nn.Module):
     heads: int
     expansion: float = 2.66
     bias_free: bool = False
+    window: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -96,7 +129,7 @@ class TransposedAttentionBlock(nn.Module):
         x = x.astype(self.dtype or x.dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"epsilon": 1e-5, "bias_free": self.bias_free, **dtypes}
-        attention = TransposedAttention(self.heads, name="attention", **dtypes)
+        attention = TransposedAttention(self.heads, self.window, name="attention", **dtypes)
         x = x + attention(LayerNorm(name="attention_norm", **norm)(x))
         feed_forward = GatedFeedForward(self.expansion, name="feed_forward", **dtypes)
         return x + feed_forward(LayerNorm(name="feed_forward_norm", **norm)(x))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -33,67 +31,77 @@ def from_torch(model_name: str, state_dict: Mapping[str, Any], **overrides: Any)
 
 
 def to_torch(model_name: str, params: Any, **overrides: Any) -> dict[str, np.ndarray]:
-    """The state dict, NumPy arrays by name, under which the authors' code takes the parameters of a network of ours."""
+    """The state dict, NumPy arrays by name, under which the authors' code takes the parameters of a network of ours.
+
+    Raises:
+        UserError: if `params` are not those of the network.
+
+    """
     model = create_model(model_name, **overrides)
-    expected: dict[str, Any] = flatten_dict(abstract_params(model), sep="/")
-    given = flatten_dict(params, sep="/")
-    _refuse_differences(
-        model_name,
-        {path: leaf.shape for path, leaf in expected.items()},
-        {path: np.shape(leaf) for path, leaf in given.items()},
-    )
+    expected = {path: leaf.shape for path, leaf in _flat(abstract_params(model)).items()}
+    _refuse_differences(expected, {path: np.shape(leaf) for path, leaf in _flat(params).items()}, model_name)
     return export_tensors(params, key_map(model))
 
 
 def import_tensors(abstract: Any, names: KeyMap, tensors: Mapping[str, Any], what: str) -> Any:
     """Fills the tree of shapes `abstract` with `tensors`, each used exactly once; `what` names it in errors."""
-    tensors = {name: value for name, value in tensors.items() if not re.search(names.ignored or r"(?!)", name)}
-    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
-    torch_names = {path: names.torch_name(path) for path in leaves}
-    expected = {
-        torch_names[path]: torch_layout(np.empty(leaf.shape, bool), torch_names[path], names).shape
-        for path, leaf in leaves.items()
-    }
-    _refuse_differences(what, expected, {name: tuple(value.shape) for name, value in tensors.items()})
-    flat = {
-        path: our_layout(_numpy(tensors[torch_names[path]]), leaf.shape).astype(leaf.dtype)
-        for path, leaf in leaves.items()
-    }
-    return jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="/"))
+    tensors = names.without_ignored(tensors)
+    _refuse_differences(torch_shapes(abstract, names), {name: tuple(t.shape) for name, t in tensors.items()}, what)
+    flat = {}
+    for path, leaf in _flat(abstract).items():
+        value = _numpy(tensors[names.torch_name(path)])
+        value = value.reshape(leaf.shape) if len(leaf.shape) == 1 else value.transpose(_OUR_AXES[len(leaf.shape)])
+        flat[path] = jnp.asarray(value, leaf.dtype)
+    return unflatten_dict(flat, sep="/")
 
 
 def export_tensors(params: Any, names: KeyMap) -> dict[str, np.ndarray]:
     """The arrays of `params` under the names and in the layout of PyTorch."""
-    flat = {names.torch_name(path): np.asarray(value) for path, value in flatten_dict(params, sep="/").items()}
-    return {name: np.ascontiguousarray(torch_layout(value, name, names)) for name, value in flat.items()}
+    shapes = torch_shapes(params, names)
+    tensors = {}
+    for path, leaf in _flat(params).items():
+        name, value = names.torch_name(path), np.asarray(leaf)
+        value = value if value.ndim == 1 else value.transpose(_TORCH_AXES[value.ndim])
+        tensors[name] = np.array(value, order="C").reshape(shapes[name])
+    return tensors
 
 
-def torch_layout(value: np.ndarray, name: str, names: KeyMap) -> np.ndarray:
-    """An array of ours in PyTorch's layout: `[k, k, in, out]` becomes `[out, in, k, k]`, `[in, out]` `[out, in]`."""
-    if value.ndim == 1:
-        return value.reshape(names.torch_shape(name, len(value)))
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+def torch_shapes(params: Any, names: KeyMap) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the state dict that holds `params`, which may be shapes themselves."""
+    shapes = {}
+    for path, leaf in _flat(params).items():
+        name, shape = names.torch_name(path), np.shape(leaf)
+        if name in shapes:
+            raise ValueError(f"the key map gives two parameters the name '{name}'")
+        shapes[name] = names.torch_shape(name, shape[0]) if len(shape) == 1 else _transposed(shape)
+    return shapes
 
 
-def our_layout(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `torch_layout`, for an array that is to have `shape`."""
-    if len(shape) == 1:
-        return value.reshape(shape)
-    return value.transpose(2, 3, 1, 0) if len(shape) == 4 else value.T
+_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
+"""`[k, k, in, out]` becomes `[out, in, k, k]`, and `[in, out]` `[out, in]`."""
+_OUR_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _TORCH_AXES[len(shape)])
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    """An array of NumPy, or a tensor of PyTorch wherever it is; bfloat16 becomes float32."""
+    """An array of NumPy, or a tensor of PyTorch wherever it is and whatever its precision."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().float().numpy()
     return np.asarray(tensor)
 
 
-def _refuse_differences(what: str, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _refuse_differences(expected: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
     different = [name for name in {**expected, **given} if expected.get(name) != given.get(name)]
     if different:
         first = different[0]
         raise UserError(
-            f"the tensors do not fit {what}: {len(different)} of {len(expected)} differ, first '{first}' "
-            f"(given {given.get(first)}, network {expected.get(first)})"
+            f"the tensors do not fit {what}: {len(different)} are missing, left over or of another shape, first "
+            f"'{first}' (given {given.get(first)}, network {expected.get(first)})"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -30,8 +31,10 @@ def save_weights(
 
     tensors = {name: jnp.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     _check_fit("the tree of parameters", model_name, create_model(model_name, **overrides), tensors)
+    # How a program runs, not what it computes, and loops over blocks only cost time when images are restored.
+    overrides = {key: value for key, value in overrides.items() if key not in ("scan", "remat")}
     try:
-        description = json.dumps({"model": model_name, "overrides": dict(overrides), "dtype": dtype}, sort_keys=True)
+        description = json.dumps({"model": model_name, "overrides": overrides, "dtype": dtype}, sort_keys=True)
     except TypeError as error:
         raise UserError(f"overrides that JSON cannot hold cannot be saved ({error}); use names and numbers") from error
     content = save(tensors, metadata={"gamax": description})
@@ -67,15 +70,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         UserError: if the file is missing, damaged, not gamax's own, or does not fit the network.
 
     """
-    from safetensors import SafetensorError, safe_open
-
     path = find_weights(run_or_file)
-    try:
-        with safe_open(path, framework="flax") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
-    except SafetensorError as error:
-        raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
+    tensors, metadata = read_safetensors(path)
     try:
         description = json.loads(metadata["gamax"])
         name = description["model"]
@@ -85,6 +81,18 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
     model = create_model(name, **{**options, **overrides})
     _check_fit(f"'{path}'", name, model, tensors)
     return model, unflatten_dict(tensors, sep="/")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, jax.Array], dict[str, str]]:
+    """The arrays and the metadata of a file; `UserError` if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="flax") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
 
 
 def _check_fit(what: str, name: str, model: nn.Module, tensors: Mapping[str, Any]) -> None:

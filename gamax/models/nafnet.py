@@ -1,8 +1,11 @@
-"""NAFNet and Baseline: encoder-decoders of convolutions without and with non-linear activations (arXiv 2204.04676).
+"""NAFNet, and Baseline and PlainNet that it was made from: encoder-decoders of convolutions (arXiv 2204.04676).
 
 The layout is that of the authors' code (github.com/megvii-research/NAFNet), checked against tensors recorded from it.
 Their results for motion deblurring are those of the test-time local conversion (`NAFNetLocal`, arXiv 2112.04491),
 which replaces the means over the image by local ones: here the option `local_window`, off unless asked for.
+
+PlainNet, which that code lacks, is a reconstruction. Expected parameters at width 32 (of this reconstruction, not the
+paper's): 25,082,147 with the numbers of blocks for SIDD, 14,772,067 with those for GoPro.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from gamax.blocks import (
     pixel_shuffle,
     repeat,
 )
+from gamax.blocks.naf import PlainBlock
+from gamax.blocks.pooling import check_local_window
 from gamax.errors import UserError, nearest
 
 
@@ -32,9 +37,10 @@ class NAFNet(nn.Module):
 
     `width` channels at full resolution, doubled at each halving; `encoder_blocks` and `decoder_blocks` give the blocks
     on each level, the decoder's from the lowest up, and `middle_blocks` those at the bottom. `block` is `naf`, or
-    `baseline` for the network that NAFNet was made from, whose 3x3 convolutions have `expansion` times the channels.
-    Images are padded with zeros. With `local_window` channels are weighted by means over that many pixels around every
-    pixel instead of the whole image, halved on every level; the authors take 384 for networks trained on crops of 256,
+    `baseline` for the network that NAFNet was made from, or `plain` for the one before that, without norms and channel
+    attention (reconstruction); the 3x3 convolutions of these two have `expansion` times the channels. Images are padded
+    with zeros. With `local_window` channels are weighted by means over that many pixels around every pixel instead of
+    the whole image, halved on every level; the authors take 384 for networks trained on crops of 256,
     and parameters stay the same. Raises `UserError` for numbers that make no network.
     """
 
@@ -42,7 +48,7 @@ class NAFNet(nn.Module):
     encoder_blocks: tuple[int, ...] = (2, 2, 4, 8)
     middle_blocks: int = 12
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
-    block: Literal["naf", "baseline"] = "naf"
+    block: Literal["naf", "baseline", "plain"] = "naf"
     expansion: int = 1
     local_window: int | None = None
     scan: bool = False
@@ -51,8 +57,8 @@ class NAFNet(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.block not in ("naf", "baseline"):
-            raise UserError(f"unknown block {nearest(str(self.block), ('naf', 'baseline'))}")
+        if self.block not in ("naf", "baseline", "plain"):
+            raise UserError(f"unknown block {nearest(str(self.block), ('naf', 'baseline', 'plain'))}")
         if len(self.encoder_blocks) != len(self.decoder_blocks) or not self.encoder_blocks:
             raise UserError(
                 f"NAFNet needs as many numbers of encoder_blocks as of decoder_blocks, not {self.encoder_blocks} and "
@@ -62,8 +68,10 @@ class NAFNet(nn.Module):
             raise UserError("NAFNet's numbers of blocks must not be negative")
         if self.width < 1 or self.expansion < 1:
             raise UserError(f"NAFNet needs a width and expansion of at least 1, not {self.width} and {self.expansion}")
-        if self.local_window is not None and self.local_window >> len(self.encoder_blocks) < 1:
-            raise UserError(f"local_window must be at least {self.size_multiple}, not {self.local_window}")
+        if self.local_window is not None:
+            if self.block == "plain":
+                raise UserError("local_window is for the blocks naf and baseline: plain ones take no means")
+            check_local_window(self.local_window, len(self.encoder_blocks))
         super().__post_init__()
 
     @property
@@ -72,9 +80,14 @@ class NAFNet(nn.Module):
         return 2 ** len(self.encoder_blocks)
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the images it is initialised for."""
+        return 3
+
+    @property
     def global_statistics(self) -> bool:
         """Whether an output pixel depends on the whole input, or a wide window, so that tiling changes it."""
-        return True
+        return self.block != "plain"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -87,8 +100,10 @@ class NAFNet(nn.Module):
             window = self.local_window and self.local_window >> level
             if self.block == "naf":
                 block = partial(NAFBlock, partial(SimplifiedChannelAttention, window, **dtypes), **dtypes)
-            else:
+            elif self.block == "baseline":
                 block = partial(BaselineBlock, self.expansion, window, **dtypes)
+            else:
+                block = partial(PlainBlock, self.expansion, **dtypes)
             return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         levels = len(self.encoder_blocks)

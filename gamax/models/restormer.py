@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks import Conv, TransposedAttentionBlock, pad_to_multiple, pixel_shuffle, pixel_unshuffle, repeat
+from gamax.blocks.pooling import check_local_window
 from gamax.errors import UserError
 
 
@@ -23,7 +24,10 @@ class Restormer(nn.Module):
     `width` channels at full resolution, doubled at each of three halvings; `blocks` and `heads` on the four levels, and
     `refinement_blocks` at the end. `bias_free` is the norm of the published networks for denoising, the other one that
     of those for deblurring and deraining. With `dual_pixel` the input is `[B, H, W, 6]`, left and right view, and the
-    output `[B, H, W, 3]`. Raises `UserError` for numbers that make no network.
+    output `[B, H, W, 3]`; grey images have one of `image_channels`. With `local_window` the channels attend to each
+    other in overlapping windows of that many pixels, halved on every level, instead of the whole image (test-time local
+    conversion, arXiv 2112.04491; `TransposedAttention` says how); parameters stay the same. Raises `UserError` for
+    numbers that make no network.
     """
 
     width: int = 48
@@ -33,6 +37,8 @@ class Restormer(nn.Module):
     expansion: float = 2.66
     bias_free: bool = False
     dual_pixel: bool = False
+    image_channels: int = 3
+    local_window: int | None = None
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -53,6 +59,10 @@ class Restormer(nn.Module):
             )
         if not math.isfinite(self.expansion) or int(self.expansion * self.width) < 1:
             raise UserError(f"Restormer's expansion must leave a hidden channel, which {self.expansion} does not")
+        if self.image_channels < 1:
+            raise UserError(f"Restormer needs at least one channel, not {self.image_channels}")
+        if self.local_window is not None:
+            check_local_window(self.local_window, 3)
         super().__post_init__()
 
     @property
@@ -61,32 +71,39 @@ class Restormer(nn.Module):
         return 8
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the images it takes: two views side by side with `dual_pixel`."""
+        return 2 * self.image_channels if self.dual_pixel else self.image_channels
+
+    @property
     def global_statistics(self) -> bool:
         """Whether every output pixel depends on the whole input, so that tiling changes the result."""
         return True
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w _"]) -> Float[Array, "b h w 3"]:
-        """Returns restored images, float32; `UserError` unless the input has 3 channels, or 6 with `dual_pixel`."""
+    def __call__(self, images: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
+        """Returns restored images, float32; `UserError` unless the input has `input_channels`."""
         height, width, channels = images.shape[1:]
-        if channels != (6 if self.dual_pixel else 3):
-            expected = "6 channels with dual_pixel" if self.dual_pixel else "3 channels"
-            raise UserError(f"this Restormer takes images of {expected}, not {channels}")
+        if channels != self.input_channels:
+            views = " with dual_pixel" if self.dual_pixel else ""
+            raise UserError(f"this Restormer takes images of {self.input_channels} channels{views}, not {channels}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, use_bias=False, **dtypes)
 
-        def stage(x: Array, name: str, count: int, heads: int) -> Array:
-            block = partial(TransposedAttentionBlock, heads, self.expansion, self.bias_free, **dtypes)
+        def stage(x: Array, name: str, count: int, level: int) -> Array:
+            heads = self.heads[level]
+            window = self.local_window and self.local_window >> level
+            block = partial(TransposedAttentionBlock, heads, self.expansion, self.bias_free, window, **dtypes)
             return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         embedded = x = conv(self.width, 3, name="embed")(pad_to_multiple(images, self.size_multiple))
         skips = []
         for level in range(3):
-            x = stage(x, f"encoder_{level}", self.blocks[level], self.heads[level])
+            x = stage(x, f"encoder_{level}", self.blocks[level], level)
             skips.append(x)
             x = pixel_unshuffle(conv(x.shape[-1] // 2, 3, name=f"down_{level}")(x), 2)
 
-        x = stage(x, "bottom", self.blocks[3], self.heads[3])
+        x = stage(x, "bottom", self.blocks[3], 3)
 
         for level in reversed(range(3)):
             x = pixel_shuffle(conv(2 * x.shape[-1], 3, name=f"up_{level}")(x), 2)
@@ -94,10 +111,10 @@ class Restormer(nn.Module):
             # At full resolution both halves are kept.
             if level > 0:
                 x = conv(x.shape[-1] // 2, 1, name=f"reduce_{level}")(x)
-            x = stage(x, f"decoder_{level}", self.blocks[level], self.heads[level])
-        x = stage(x, "refinement", self.refinement_blocks, self.heads[0])
+            x = stage(x, f"decoder_{level}", self.blocks[level], level)
+        x = stage(x, "refinement", self.refinement_blocks, 0)
 
         if self.dual_pixel:
             x = x + conv(x.shape[-1], 1, name="skip")(embedded)
-        restored = conv(3, 3, name="output")(x)[:, :height, :width].astype(jnp.float32)
+        restored = conv(self.image_channels, 3, name="output")(x)[:, :height, :width].astype(jnp.float32)
         return restored if self.dual_pixel else images.astype(jnp.float32) + restored

@@ -71,3 +71,18 @@ def test_bfloat16_means_are_taken_in_float32():
     result = jax.jit(GAMA(dtype=jnp.bfloat16).apply)({"params": params}, x)
     assert result.dtype == jnp.bfloat16
     np.testing.assert_array_equal(result.astype(jnp.float32), 2)
+
+
+@pytest.mark.parametrize("window", [1, 4, 7])
+def test_local_means_equal_the_formula_on_windows(window, random_params):
+    x = np.random.default_rng(1).normal(size=(2, 9, 5, 6))
+    params = random_params(GAMA(3), x.shape)
+    result = jax.jit(GAMA(3, window).apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(result, oracles.gama(x, params, window), atol=1e-5)
+
+
+def test_a_window_that_covers_the_image_changes_nothing(random_params):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 6, 5, 4)), jnp.float32)
+    params = random_params(GAMA(3), x.shape)
+    local, whole = (jax.jit(GAMA(3, window).apply)({"params": params}, x) for window in (6, None))
+    np.testing.assert_array_equal(local, whole)

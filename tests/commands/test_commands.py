@@ -238,3 +238,23 @@ def test_restore_says_that_a_colour_profile_is_lost(tiny_workspace, tmp_path, ga
     )
     gamax("restore", tmp_path / "photo.png", "--weights", tiny_workspace / "runs/quickstart")
     assert "the colour profile of 'photo.png' was not kept" in capsys.readouterr().out
+
+
+def test_convert_reports_and_compares(gamax, torch, tmp_path, capsys, random_params):
+    from safetensors.numpy import save_file
+
+    from gamax.interop import to_torch
+    from gamax.models import create_model
+
+    name, options = "nafnet_sidd_w32", {"width": 4, "middle_blocks": 1}
+    params = random_params(create_model(name, **options), (1, 16, 16, 3))
+    save_file(to_torch(name, params, **options), tmp_path / "theirs.safetensors")
+    arguments = ["convert", tmp_path / "theirs.safetensors", "--model", name, "-o", tmp_path / "o.safetensors"]
+    gamax(*arguments, "--overrides", "width=4", "middle_blocks=1")
+    out = capsys.readouterr().out
+    assert "466 tensors" in out
+    assert "every one used" in out
+    assert "middle_0" in out
+    with pytest.raises(SystemExit):
+        gamax(*arguments, "--overrides", "width")
+    assert "expected KEY=VALUE" in capsys.readouterr().err

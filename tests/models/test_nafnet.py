@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import official
+import oracles
 import pytest
 
 from gamax.benchmark.cost import model_multiply_adds
 from gamax.blocks import BaselineBlock
+from gamax.blocks.naf import PlainBlock
 from gamax.errors import UserError
 from gamax.interop.key_maps import key_map
-from gamax.models import abstract_params, create_model
+from gamax.models import abstract_params, count_parameters, create_model
 from gamax.models.nafnet import NAFNet
 
 SMALL = {"width": 4, "encoder_blocks": (1, 0), "middle_blocks": 1, "decoder_blocks": (0, 1)}
@@ -70,7 +72,7 @@ def test_published_variants_have_their_multiply_adds(name, giga):
     assert model_multiply_adds(model, params, 256, 256) / 1e9 == pytest.approx(giga, abs=0.006)
 
 
-@pytest.mark.parametrize("block", ["naf", "baseline"])
+@pytest.mark.parametrize("block", ["naf", "baseline", "plain"])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9)])
 def test_any_size_any_precision_and_gradients(block, size, random_params):
     model = NAFNet(**SMALL, block=block)
@@ -90,10 +92,51 @@ def test_any_size_any_precision_and_gradients(block, size, random_params):
     assert rounded == pytest.approx(float(exact), rel=0.05)
 
 
-def test_fresh_blocks_are_identities():
+@pytest.mark.parametrize("block", [BaselineBlock(2), PlainBlock(2)])
+def test_fresh_blocks_are_identities(block):
     x = jax.random.normal(jax.random.key(0), (1, 6, 5, 4))
-    result, _ = BaselineBlock(2).init_with_output(jax.random.key(1), x)
+    result, _ = block.init_with_output(jax.random.key(1), x)
     np.testing.assert_array_equal(result, x)
+
+
+@pytest.mark.parametrize("expansion", [1, 2])
+def test_the_plain_block_equals_numpy(expansion, random_params):
+    x = np.random.default_rng(0).normal(size=(2, 5, 7, 6))
+    params = random_params(PlainBlock(expansion), x.shape)
+    result = jax.jit(PlainBlock(expansion).apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    y = oracles.conv(oracles.pointwise(x, params["expand"]), params["spatial"])
+    y = oracles.pointwise(np.maximum(y, 0), params["project"])
+    expected = x + np.asarray(params["spatial_scale"], np.float64) * y
+    y = oracles.pointwise(
+        np.maximum(oracles.pointwise(expected, params["channel_expand"]), 0), params["channel_project"]
+    )
+    expected = expected + np.asarray(params["channel_scale"], np.float64) * y
+    np.testing.assert_allclose(result, expected, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "parameters", "giga"),
+    [(((2, 2, 4, 8), 12, (2, 2, 2, 2)), 25_082_147, 15.86), (((1, 1, 1, 28), 1, (1, 1, 1, 1)), 14_772_067, 15.82)],
+)
+def test_plain_networks_have_their_parameters_and_the_cost_of_baseline(blocks, parameters, giga):
+    model = NAFNet(32, *blocks, block="plain")
+    params = abstract_params(model)
+    assert count_parameters(params) == parameters
+    assert model_multiply_adds(model, params, 256, 256) / 1e9 == pytest.approx(giga, abs=0.006)
+
+
+def test_plain_networks_are_local_and_have_no_pytorch_code(random_params):
+    model = NAFNet(**SMALL, block="plain")
+    assert not model.global_statistics
+    with pytest.raises(UserError, match="no published PyTorch code for NAFNet's block 'plain'"):
+        key_map(model)
+    params = random_params(model, (1, 8, 8, 3))
+    images = np.random.default_rng(0).random((1, 8, 80, 3)).astype(np.float32)
+    changed = images.copy()
+    changed[:, :, :4] = 0
+    results = [np.asarray(jax.jit(model.apply)({"params": params}, x)) for x in (images, changed)]
+    assert not np.allclose(results[0][:, :, :4], results[1][:, :, :4])
+    np.testing.assert_array_equal(results[0][:, :, 60:], results[1][:, :, 60:])
 
 
 def test_lists_make_the_same_network_as_tuples():
@@ -130,6 +173,7 @@ def test_gradients_and_bfloat16_with_a_window(random_params):
         ({"local_window": "none"}, "'local_window' of nafnet_sidd_w32 must be of type int or None, not 'none'"),
         ({"local_window": 384.5}, "type int or None"),
         ({"local_window": 15}, "local_window must be at least 16, not 15"),
+        ({"local_window": 384, "block": "plain"}, "local_window is for the blocks naf and baseline"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):

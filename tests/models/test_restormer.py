@@ -9,10 +9,10 @@ import official
 import pytest
 
 from gamax.benchmark.cost import model_multiply_adds
-from gamax.blocks import LayerNorm, TransposedAttention, TransposedAttentionBlock
+from gamax.blocks import LayerNorm, TransposedAttentionBlock
 from gamax.errors import UserError
 from gamax.interop.key_maps import key_map
-from gamax.models import abstract_params, count_parameters, create_model
+from gamax.models import abstract_params, create_model
 from gamax.models.restormer import Restormer
 
 SMALL = {"width": 4, "blocks": (1, 0, 0, 1), "refinement_blocks": 1, "heads": (1, 2, 2, 4)}
@@ -46,12 +46,6 @@ def test_published_variants_have_their_multiply_adds(name):
     assert model_multiply_adds(model, abstract_params(model), 256, 256) / 1e9 == pytest.approx(154.88, abs=0.006)
 
 
-def test_the_dual_pixel_network_has_its_published_parameters():
-    images = jax.ShapeDtypeStruct((1, 64, 64, 6), jnp.float32)
-    params = jax.eval_shape(Restormer(dual_pixel=True).init, jax.random.key(0), images)["params"]
-    assert count_parameters(params) == 26_132_548
-
-
 @pytest.mark.parametrize("size", [(1, 1), (9, 14)])
 def test_any_size_any_precision_and_gradients(size, random_params):
     model = Restormer(**SMALL)
@@ -69,14 +63,6 @@ def test_any_size_any_precision_and_gradients(size, random_params):
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients["refinement_0"]["feed_forward"]))
     rounded = jax.jit(lambda params: loss(params, jnp.bfloat16))(params)
     assert rounded == pytest.approx(float(exact), rel=0.05)
-
-
-def test_attention_of_a_black_image_is_finite(random_params):
-    attention, x = TransposedAttention(2), jnp.zeros((1, 4, 4, 4))
-    params = random_params(attention, x.shape)
-    result, gradients = jax.jit(jax.value_and_grad(lambda x: attention.apply({"params": params}, x).sum()))(x)
-    assert result == 0
-    assert jnp.isfinite(gradients).all()
 
 
 def test_the_bias_free_norm_keeps_the_mean():
@@ -112,8 +98,3 @@ def test_images_of_another_number_of_channels_are_refused(dual_pixel, channels):
     model = create_model("restormer", dual_pixel=dual_pixel, expansion=2)
     with pytest.raises(UserError, match=rf"takes images of . channels.*, not {channels}"):
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32))
-
-
-def test_heads_that_do_not_divide_the_channels_are_named():
-    with pytest.raises(UserError, match="6 channels cannot be divided among 4 heads"):
-        jax.eval_shape(TransposedAttention(4).init, jax.random.key(0), jnp.zeros((1, 2, 2, 6)))

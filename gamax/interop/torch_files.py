@@ -1,0 +1,132 @@
+"""Files of PyTorch weights: reading them without running anything in them, and writing them."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gamax.errors import UserError
+from gamax.files import replace_atomically
+from gamax.interop.weights import read_safetensors
+
+PICKLED = (".pth", ".pt", ".pkl", ".ckpt")
+WRAPPERS = ("params", "params_ema", "state_dict", "model", "model_state_dict")
+"""Keys under which training programs keep the state dict, those of the average and the raw weights first."""
+
+StateDict = dict[str, np.ndarray]
+
+
+def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
+    """The tensors of a PyTorch weight file, or of a folder with a file for each part of a network.
+
+    A wrapping dictionary is opened (`wrapper` names its key; without it `params` is preferred, the weights as
+    trained, to `params_ema`, their average), and a `module.` in front of every name is dropped. In a folder, names
+    begin with that of the file: `encoder_lv1.pkl` gives `encoder_lv1.layer1.weight`.
+
+    Raises:
+        UserError: if there is no such file, it is damaged, it holds anything but tensors (which is not executed), or
+            PyTorch is needed and not installed.
+
+    """
+    if path.is_dir():
+        parts = sorted(part for part in path.iterdir() if part.suffix in (*PICKLED, ".safetensors"))
+        if not parts:
+            raise UserError(f"the folder '{path}' holds no {', '.join((*PICKLED, '.safetensors'))} file")
+        return {
+            f"{part.stem}.{name}": value for part in parts for name, value in read_state_dict(part, wrapper).items()
+        }
+    if not path.is_file():
+        raise UserError(f"no weights at '{path}'")
+    if path.suffix == ".safetensors":
+        content: Mapping[str, Any] = read_safetensors(path)[0]
+    elif path.suffix in PICKLED:
+        content = _read_pickled(path)
+    else:
+        raise UserError(f"'{path}' is none of {', '.join((*PICKLED, '.safetensors'))}")
+
+    content = _unwrap(path, content, wrapper)
+    tensors = {name: _array(value) for name, value in content.items() if hasattr(value, "shape")}
+    if not tensors or len(tensors) != len(content):
+        other = next((name for name in content if name not in tensors), None)
+        raise UserError(
+            f"'{path}' holds no state dict: "
+            + (f"'{other}' is not a tensor" if tensors else "there is no tensor in it")
+        )
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _unwrap(path: Path, content: Mapping[str, Any], wrapper: str | None) -> Mapping[str, Any]:
+    wrapped = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+    if wrapper is not None:
+        if wrapper not in wrapped:
+            raise UserError(f"'{path}' has no state dict '{wrapper}'; it has {', '.join(wrapped) or 'no named one'}")
+        return content[wrapper]
+    return content[wrapped[0]] if wrapped else content
+
+
+def _read_pickled(path: Path) -> Mapping[str, Any]:
+    import pickle
+    from zipfile import BadZipFile
+
+    torch = import_torch(f"reading '{path}'")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, BadZipFile) as error:
+        # The words around it recommend to run the file.
+        forbidden = re.search(r"(?i)unsupported (?:global:? )+([\w.]+)", str(error))
+        if forbidden:
+            raise UserError(
+                f"'{path}' was not opened: besides tensors it asks for '{forbidden[1]}', which could run code"
+            ) from error
+        raise UserError(
+            f"'{path}' was not opened: it is no complete PyTorch file of tensors alone; download it again, or save its "
+            f"state dict alone"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"'{path}' holds no state dict but a {type(content).__name__}")
+    return content
+
+
+def write_state_dict(path: Path, tensors: StateDict) -> None:
+    """Writes a `.safetensors` file, or a `.pth` file with the tensors under `params` as the authors' programs do."""
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        content = save(tensors)
+    elif path.suffix in PICKLED:
+        torch = import_torch(f"writing '{path}'")
+        buffer = io.BytesIO()
+        torch.save({"params": {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}}, buffer)
+        content = buffer.getvalue()
+    else:
+        raise UserError(f"weights are written as .safetensors or .pth, not as '{path.name}'")
+    replace_atomically(path, content)
+
+
+def import_torch(purpose: str) -> Any:
+    """The module `torch`; `UserError` that names the extra to install if there is none."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs PyTorch: pip install 'gamax[torch]', or convert the file to .safetensors elsewhere"
+        ) from error
+    return torch
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """Float32 of any floating type; other types as they are."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach()
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    array = np.asarray(tensor)
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array

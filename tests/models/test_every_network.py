@@ -1,0 +1,144 @@
+"""What every named network can do, made tiny: one test each, parametrised over the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gamax.models import VARIANTS, abstract_params, count_parameters, create_model
+from gamax.models.dmphn import DMPHN
+from gamax.models.gama_ir import GAMAIR
+from gamax.models.lir import LIR
+from gamax.models.nafnet import NAFNet
+from gamax.models.restormer import Restormer
+from gamax.models.swintormer import Swintormer
+from gamax.models.unet import UNet
+
+SMALL: dict[type[nn.Module], dict[str, Any]] = {
+    GAMAIR: {"width": 4, "depth": 4, "levels": 1, "blocks_per_level": 1},
+    # Two equal blocks in a row, for loops over them.
+    NAFNet: {"width": 4, "encoder_blocks": (2,), "middle_blocks": 1, "decoder_blocks": (1,)},
+    Restormer: {"width": 4, "blocks": (2, 0, 0, 1), "refinement_blocks": 0, "heads": (1, 2, 2, 4)},
+    UNet: {"width": 2},
+    DMPHN: {"widths": (2, 4, 4)},
+    LIR: {"width": 16, "encoder_blocks": (2, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
+    Swintormer: {"width": 8, "blocks": (4, 0, 0, 1), "refinement_blocks": 0, "window_size": 2, "heads": (1, 2, 2, 2)},
+}
+
+
+def small(name: str, **options: Any) -> nn.Module:
+    return create_model(name, **SMALL[VARIANTS[name].network], **options)
+
+
+def first_of_each(kind: Callable[[str], Any]) -> list[str]:
+    """The first variant of each kind."""
+    return list({kind(name): name for name in reversed(VARIANTS)}.values())[::-1]
+
+
+DISTINCT = first_of_each(small)
+"""All but those that are the same network once made tiny."""
+TREES = first_of_each(lambda name: jax.tree.structure(abstract_params(small(name))))
+"""All that do not merely differ in numbers of channels."""
+NETWORKS = first_of_each(lambda name: VARIANTS[name].network)
+
+
+@pytest.fixture(scope="module")
+def example(random_params) -> Callable[[str], tuple[Any, jax.Array]]:
+    """Parameters of a small network in which nothing is zero, and two images whose sides nothing divides."""
+
+    @cache
+    def make(name: str) -> tuple[Any, jax.Array]:
+        model = small(name)
+        params = random_params(model, (1, 64, 64, model.input_channels))
+
+        def moderate(path: Any, leaf: jax.Array) -> jax.Array:
+            # Small, so that noise stays an image through networks without norms; no dead units behind a ReLU.
+            return 0.3 * (jnp.abs(leaf) if path[-1].key == "bias" else leaf)
+
+        params = jax.tree_util.tree_map_with_path(moderate, params)
+        images = np.random.default_rng(0).random((2, 21, 13, model.input_channels), np.float32)
+        return params, jnp.asarray(images)
+
+    return make
+
+
+def gradients(model: nn.Module, params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(params: Any) -> jax.Array:
+        return jnp.square(model.apply({"params": params}, images) - 0.5).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_has_the_parameters_that_its_description_says(name):
+    assert count_parameters(abstract_params(create_model(name))) == VARIANTS[name].parameters
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_images_of_any_size_keep_it_in_float32(name, example):
+    params, images = example(name)
+    model = small(name)
+    # A donated input may become the output.
+    restore = jax.jit(lambda params, images: model.apply({"params": params}, images), donate_argnums=1)
+    for size in (images.shape[1:3], (1, 1)):
+        inputs = jnp.array(images[:, : size[0], : size[1]])
+        channels = 3 if model.input_channels % 3 == 0 else model.input_channels
+        restored = restore(params, inputs)
+        assert restored.shape == (2, *size, channels)
+        assert restored.dtype == jnp.float32
+        assert jnp.isfinite(restored).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_image_of_a_batch_does_not_touch_another(name, example):
+    params, images = example(name)
+    restore = jax.jit(lambda images: small(name).apply({"params": params}, images))
+    changed = images.at[1].set(0.25)
+    np.testing.assert_array_equal(restore(changed)[0], restore(images)[0])
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example):
+    params, images = example(name)
+    loss, exact = gradients(small(name), params, images)
+    zero = [path for path, leaf in jax.tree_util.tree_leaves_with_path(exact) if not leaf.any()]
+    assert zero == []
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(exact))
+    rounded_loss, rounded = gradients(small(name, dtype=jnp.bfloat16), params, images)
+    assert rounded_loss == pytest.approx(float(loss), rel=0.05)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
+    cosine = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True))
+    norms = [jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree))) for tree in (exact, rounded)]
+    assert cosine / (norms[0] * norms[1]) > 0.98
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str)
+def test_loops_and_recomputation_change_no_gradient(name, options, example):
+    if not hasattr(small(name), "scan"):
+        options = {"remat": True}
+    params, images = example(name)
+    loss, expected = gradients(small(name), params, images)
+    other_loss, other = gradients(small(name, **options), params, images)
+    assert other_loss == pytest.approx(float(loss), rel=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-3), other, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_bridge_to_nnx_gives_the_same_output(name, example):
+    params, images = example(name)
+    expected = jax.jit(small(name).apply)({"params": params}, images)
+    bridged = nnx.bridge.ToNNX(small(name), rngs=nnx.Rngs(0)).lazy_init(images)
+    state = nnx.state(bridged, nnx.Param)
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(bridged, state)
+    np.testing.assert_array_equal(nnx.jit(lambda network, images: network(images))(bridged, images), expected)
