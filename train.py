@@ -46,9 +46,10 @@ def main(arguments: list[str]) -> None:
     evaluation_data = experiment.evaluation.data
     examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
     channels = training_channels(experiment.data)
-    if set(channels.values()) != {3}:
+    if {*channels.values(), model.input_channels} != {3}:
         raise UserError(
-            f"the networks take images of 3 channels, data.dataset {experiment.data.dataset} has {channels}"
+            f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels, data.dataset "
+            f"{experiment.data.dataset} has {channels}"
         )
     dataset = prepare(experiment.data)
     examples = examples or dataset.test

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gamax.cli_data import Data
-from gamax.console import print_table, say
+from gamax.console import print_table, progress_bar, say
 from gamax.errors import UserError, exit_on_user_error
-from gamax.files import check_writable
+from gamax.files import check_writable, replace_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,28 @@ def _expand(pattern: str) -> list[Path]:
 class Models:
     """Lists the networks."""
 
+    output: Path | None = None
+    """Write the page with everything about them, `docs/models.md`, to this file instead."""
+
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.benchmark.cost import model_multiply_adds
         from gamax.models import VARIANTS, abstract_params, count_parameters, create_model
 
+        if self.output:
+            from gamax.benchmark.models_page import models_page
+
+            if self.output.is_dir():
+                raise UserError(f"--output must be a file, not the folder '{self.output}'")
+            check_writable(self.output.parent)
+            with progress_bar("measuring", len(VARIANTS), "networks") as update:
+                measured = iter(range(len(VARIANTS)))
+                page = models_page(lambda name: update(next(measured), name))
+                update(len(VARIANTS))
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            replace_atomically(self.output, page.encode())
+            say(f"wrote {self.output}")
+            return
         rows = []
         for name, variant in VARIANTS.items():
             model = create_model(name)

@@ -6,12 +6,16 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from gamax.blocks.adaptive_attention import AttentionBlock, EAABlock, ResBlock, ResidualGate
+from gamax.blocks.adaptive_filter import AdaptiveFilter, gaussian_blur
 from gamax.blocks.attention import NonLocal, SimplifiedChannelAttention, SqueezeExcite
 from gamax.blocks.convolution import Conv, ConvTranspose, depthwise_conv
 from gamax.blocks.gama import GAMA
 from gamax.blocks.naf import BaselineBlock, NAFBlock, PlainBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
+from gamax.blocks.patch_attention import PatchAttention
+from gamax.blocks.pooling import box_mean, window_mean
 from gamax.blocks.repetition import repeat
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
 from gamax.blocks.residual import ProjectedResidualBlock, ResidualBlock, ResidualDecoder, ResidualEncoder
@@ -30,31 +34,40 @@ MIXERS: dict[str, Callable[..., nn.Module] | None] = {
 __all__ = [
     "GAMA",
     "MIXERS",
+    "AdaptiveFilter",
+    "AttentionBlock",
     "BaselineBlock",
     "Conv",
     "ConvTranspose",
+    "EAABlock",
     "GatedFeedForward",
     "LayerNorm",
     "NAFBlock",
     "NonLocal",
+    "PatchAttention",
     "PlainBlock",
     "PointwiseFeedForward",
     "ProjectedResidualBlock",
+    "ResBlock",
     "ResidualBlock",
     "ResidualDecoder",
     "ResidualEncoder",
+    "ResidualGate",
     "SimplifiedChannelAttention",
     "SqueezeExcite",
     "TransposedAttention",
     "TransposedAttentionBlock",
     "WindowAttention",
     "WindowAttentionBlock",
+    "box_mean",
     "check_mixer",
     "depthwise_conv",
+    "gaussian_blur",
     "pad_to_multiple",
     "pixel_shuffle",
     "pixel_unshuffle",
     "repeat",
     "simple_gate",
     "softmax_plus_one",
+    "window_mean",
 ]

@@ -58,7 +58,7 @@ def repeat(
 
 
 def _pure(block: nn.Module, remat: bool, prevent_cse: bool) -> Callable[[Any, Array], Array]:
-    def apply(params: Any, x: Array) -> Array:
+    def apply(params: Any, x: Array) -> Any:
         return block.apply({"params": params}, x)
 
     return partial(jax.checkpoint, prevent_cse=prevent_cse)(apply) if remat else apply

@@ -129,7 +129,7 @@ def _has_colour_profile(path: Path) -> bool:
 def _report_tiling(tiled: Restorer, image: np.ndarray, compare: bool) -> None:
     note = f"restored in tiles of {tiled.tile} pixels, overlap {tiled.settings()['overlap']}"
     if tiled.model.global_statistics:
-        note += "; the network's means are those of each tile (--tile whole gives its exact result)"
+        note += "; this network looks over all it is given, here each tile (--tile whole gives its exact result)"
     if compare:
         # Before rounding, which would turn the smallest difference into a whole grey level.
         colours = to_float(to_rgb(image))

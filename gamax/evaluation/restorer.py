@@ -45,9 +45,14 @@ class Restorer:
     """Side of the square tiles in pixels, a multiple of the network's `size_multiple`; None for whole images."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share: the outer quarters are discarded, the inner half blended. None means 96, or
-    a quarter of a smaller tile."""
+    a quarter of a smaller tile; for a network with a larger `size_multiple` that, or none in a tile of one."""
 
     def __post_init__(self) -> None:
+        if self.model.input_channels != 3:
+            raise UserError(
+                f"only networks for RGB images can restore them, and {type(self.model).__name__} with these options "
+                f"takes {self.model.input_channels} channels; call its `apply`"
+            )
         # Then every tile sees the same phase of the network's resampling.
         multiple = self.model.size_multiple
         if self.tile is None:
@@ -63,7 +68,10 @@ class Restorer:
     def _overlap(self) -> int:
         if self.overlap is not None or self.tile is None:
             return self.overlap or 0
-        return min(OVERLAP, self.tile // 4) // self.model.size_multiple * self.model.size_multiple
+        multiple = self.model.size_multiple
+        if multiple > OVERLAP:
+            return multiple if self.tile >= 2 * multiple else 0
+        return min(OVERLAP, self.tile // 4) // multiple * multiple
 
     @classmethod
     def from_weights(cls, run_or_file: str | Path, **options: Any) -> Restorer:

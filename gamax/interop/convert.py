@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from gamax.errors import UserError
 from gamax.files import check_writable
-from gamax.interop.key_maps import key_map
+from gamax.interop.key_maps import find_key_map, key_map
 from gamax.interop.torch_files import PICKLED, StateDict, read_state_dict, write_state_dict
 from gamax.interop.torch_weights import export_tensors, import_tensors, torch_shapes
 from gamax.interop.weights import load_weights, read_safetensors, save_weights
@@ -98,9 +98,8 @@ def _fitting_variants(state_dict: StateDict) -> list[str]:
     fitting = []
     for name in VARIANTS:
         model = create_model(name)
-        try:
-            names = key_map(model)
-        except UserError:
+        names = find_key_map(model)
+        if names is None:
             continue
         given = {key: value.shape for key, value in names.without_ignored(state_dict).items()}
         if torch_shapes(abstract_params(model), names) == given:

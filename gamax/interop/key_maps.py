@@ -50,23 +50,27 @@ class KeyMap:
         return tuple(length if side == -1 else side for side in next(found, (length,)))
 
 
+def find_key_map(model: nn.Module) -> KeyMap | None:
+    """The map of a network; None if no PyTorch code for it is published."""
+    return KEY_MAPS[type(model)](model) if type(model) in KEY_MAPS else None
+
+
 def key_map(model: nn.Module) -> KeyMap:
-    """The map of a network; `UserError` if no PyTorch code for it is known."""
-    if type(model) not in KEY_MAPS:
+    """The map of a network; `UserError` if no PyTorch code for it is published."""
+    found = find_key_map(model)
+    if found is None:
         raise UserError(
-            f"there is no published PyTorch code for {type(model).__name__}, so nothing to convert to or from"
+            f"there is no published PyTorch code for {type(model).__name__} with these options, so nothing to convert"
         )
-    return KEY_MAPS[type(model)](model)
+    return found
 
 
 _CHANNEL_SCALE = (1, -1, 1, 1)
 
 
-def _nafnet(model: NAFNet) -> KeyMap:
+def _nafnet(model: NAFNet) -> KeyMap | None:
     if model.block == "plain":
-        raise UserError(
-            "there is no published PyTorch code for NAFNet's block 'plain', so nothing to convert to or from"
-        )
+        return None
     levels = len(model.encoder_blocks)
     return KeyMap(
         renamings=(
@@ -225,7 +229,7 @@ def _unet(_: UNet) -> KeyMap:
     )
 
 
-KEY_MAPS: dict[type[nn.Module], Callable[[Any], KeyMap]] = {
+KEY_MAPS: dict[type[nn.Module], Callable[[Any], KeyMap | None]] = {
     DMPHN: _dmphn,
     LIR: _lir,
     NAFNet: _nafnet,

@@ -48,7 +48,8 @@ def _make_torchvision_importable(torch: Any) -> None:
     """
     if "torchvision" in sys.modules:
         return
-    extension = Path(str(importlib.util.find_spec("torchvision").origin)).parent / "_C.so"
+    found = importlib.util.find_spec("torchvision")
+    extension = Path(str(found and found.origin)).parent / "_C.so"
     try:
         torch.ops.load_library(extension)
     except OSError:
@@ -78,7 +79,10 @@ def parity(model: nn.Module, params: Any, twin: Any, size: int = 64) -> list[tup
 
     with jax.default_matmul_precision("highest"):
         output, state = restore(params, image)
-    ours = {name: np.asarray(part["__call__"][0]) for name, part in state["intermediates"].items() if name in params}
+    parts: dict[str, Any] = state["intermediates"]
+    ours: dict[str, np.ndarray] = {
+        name: np.asarray(part["__call__"][0]) for name, part in parts.items() if name in params
+    }
 
     names = key_map(model)
     theirs: dict[str, np.ndarray] = {}

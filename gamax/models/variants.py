@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from gamax.models.dmphn import DMPHN
 from gamax.models.gama_ir import GAMAIR
+from gamax.models.lir import LIR
 from gamax.models.nafnet import NAFNet
 from gamax.models.restormer import Restormer
 from gamax.models.swintormer import Swintormer
@@ -207,6 +208,17 @@ VARIANTS: dict[str, Variant] = {
         parameters=7_232_524,
         published="GoPro 30.25 / 0.935 (unconfirmed)",
         recipe=f"{_DMPHN_RECIPE}, 4,000 epochs",
+    ),
+    "lir": Variant(
+        network=LIR,
+        options={},
+        paper="2402.01368",
+        fidelity="exact",
+        source="the authors' network",
+        parameters=7_310_915,
+        recipe="AdamW 3e-4 (0.9, 0.999), weight decay 1e-4, 400,000 steps constant, 350,000 cosine to 1e-6 (denoising, "
+        "deraining 450,000 and 300,000 of 450,000), L1, crops of 128, 160, 256 with batches of 16, 8, 4 a GPU for a "
+        "third each, eight-fold augmentation, EMA 0.999",
     ),
     "swintormer": _swintormer(25_172_040),
     "swintormer_dual_pixel": _swintormer(25_177_224, "DPDD dual 27.07 (abstract)", dual_pixel=True),

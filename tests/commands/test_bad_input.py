@@ -113,7 +113,7 @@ def test_images_of_a_dual_pixel_camera_that_no_network_takes(fails, tmp_path):
         image(tmp_path / "dpdd/train" / part / "a.png")
     config, *more = folder_arguments(tmp_path, "paired_folder", tmp_path / "unused")
     error = fails("train.py", config, "--data.dataset", "dpdd_dual", "--data.source", tmp_path / "dpdd", *more[4:])
-    assert "take images of 3 channels, data.dataset dpdd_dual has {'input': 6, 'target': 3}" in error
+    assert "takes 3 channels, data.dataset dpdd_dual has {'input': 6, 'target': 3}" in error
     assert not (tmp_path / "prepared").exists()
 
 

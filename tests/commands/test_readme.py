@@ -22,7 +22,7 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if n
 
 
 def test_the_readme_has_its_examples():
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     assert len(COMMANDS) >= 7
 
 

@@ -16,6 +16,7 @@ class Line(nn.Module):
     slope: float = 1.0
     offset: float = 0.0
     size_multiple: int = 1
+    input_channels: int = 3
 
     def __call__(self, images):
         return self.slope * images + self.offset

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import flax.linen as nn
+import pytest
+
+from gamax.blocks import Conv, pixel_shuffle, pixel_unshuffle
+from gamax.lab.receptive_field import receptive_field
+from gamax.models import create_model
+
+
+class Filters(nn.Module):
+    """A row of 3x3 filters, `lower` of them at half resolution."""
+
+    full: int
+    lower: int
+    size_multiple: int = 2
+    input_channels: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        for index in range(self.full):
+            x = Conv(3, 3, name=f"full_{index}")(x)
+        x = pixel_unshuffle(x, 2)
+        for index in range(self.lower):
+            x = Conv(12, 3, name=f"lower_{index}")(x)
+        return pixel_shuffle(x, 2)
+
+
+@pytest.mark.parametrize(
+    ("full", "lower", "pixels"),
+    # A filter at half resolution sees three squares, of two pixels each.
+    [(1, 0, 3), (3, 0, 7), (0, 1, 6), (0, 2, 10), (2, 3, 18)],
+)
+def test_filters_add_up(full, lower, pixels):
+    assert receptive_field(Filters(full, lower), length=64) == pixels
+
+
+def test_means_over_the_image_see_all_of_it():
+    options = {"width": 4, "depth": 3, "levels": 1, "blocks_per_level": 1}
+    assert receptive_field(create_model("gama_ir_tiny", **options), length=64) is None
+    # Four filters at full resolution and one at half.
+    assert receptive_field(create_model("gama_ir_tiny", **options, mixer="none"), length=64) == 14
