@@ -120,7 +120,7 @@ def _row(name: str, variant: Variant, field: int | None) -> str:
         f"`{name}`",
         f"{count_parameters(params):,}",
         f"{model_multiply_adds(model, params, 256, 256) / 1e9:.2f} G",
-        f"{model.input_channels} channels",
+        str(model.input_channels),
         str(model.size_multiple),
         f"{field} px" if field else "image",
         variant.fidelity,

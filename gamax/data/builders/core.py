@@ -69,6 +69,13 @@ class ImageSetConfig(tfds.core.BuilderConfig):
     facts: ImageSetFacts | None = None
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """What is known of a prepared dataset, from its own folder alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: tfds would look in its own bucket and leave an empty temporary folder behind each time."""
+
+
 class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Base of all builders: a subclass says what its dataset is and where its files are.
 
@@ -152,7 +159,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         dtype = np.uint16 if facts and facts.bit_depth == 16 else np.uint8
         image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=dtype)
         first = next(iter(config.splits.values()))[0]
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=inspect.cleandoc(type(self).__doc__ or ""),
             features=tfds.features.FeaturesDict({"name": tfds.features.Text(), **dict.fromkeys(first.images, image)}),
