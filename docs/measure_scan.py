@@ -16,7 +16,7 @@ from typing import Any
 
 NETWORKS = ("nafnet_gopro_w32", "restormer")
 WAYS = ({}, {"scan": True}, {"remat": True}, {"scan": True, "remat": True})
-ROUNDS, SIZE = 3, 128
+ROUNDS, SIZE = 2, 128
 
 
 def measure(name: str, program: str, options: dict[str, bool]) -> dict[str, float]:

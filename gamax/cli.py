@@ -148,7 +148,7 @@ def _compare_with_torch(converted: Any) -> None:
     """Prints how far the network is from PyTorch's, part by part, if PyTorch and the network are there to be run."""
     import importlib.util
 
-    from gamax.interop.parity import parity, torch_twin
+    from gamax.interop.parity import TOLERANCE, parity, torch_twin
 
     if importlib.util.find_spec("torch") is None:
         say("not compared with PyTorch, which is not installed: pip install 'gamax[torch]'")
@@ -160,6 +160,8 @@ def _compare_with_torch(converted: Any) -> None:
     rows = parity(converted.model, converted.params, twin)
     table = [{"part": name, "largest difference": f"{difference:.1e}"} for name, difference in rows]
     print_table("compared with PyTorch on noise, relative to the largest value of each part", list(table[0]), table)
+    agree = [difference < TOLERANCE for _, difference in rows]
+    say("they agree" if all(agree) else f"WARNING: {agree.count(False)} parts differ by more than {TOLERANCE:g}")
 
 
 @dataclasses.dataclass(frozen=True)

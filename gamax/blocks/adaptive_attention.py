@@ -118,7 +118,7 @@ class EAABlock(nn.Module):
         def attention(stage: int, patch: int, level: int, y: Array) -> Array:
             if stage > 1:
                 y = AdaptiveFilter(name=f"filter_{stage}", **dtypes)(y)
-            window = self.window and self.window >> level
+            window = self.window and max(self.window >> level, 1)
             return AttentionBlock(patch, self.reduction, window, name=f"attention_{stage}", **dtypes)(y)
 
         half = halve(name="downsample_1")(attention(1, self.patch, 0, x))

@@ -169,6 +169,8 @@ class Conv(nn.Module):
         size, stride, channels = self.kernel_size, self.stride, x.shape[-1]
         if size % 2 == 0 and (size, stride) not in ((2, 2), (4, 2)):
             raise UserError(f"kernel_size must be odd, or 2 or 4 with stride 2, not {size} with stride {stride}")
+        if stride not in (1, 2):
+            raise UserError(f"the stride of a convolution must be 1 or 2, not {stride}")
         if x.shape[1] % stride or x.shape[2] % stride:
             raise UserError(f"a stride of {stride} does not divide {x.shape[1]}x{x.shape[2]} pixels")
         if self.depthwise and stride != 1:

@@ -22,8 +22,11 @@ def check_local_window(window: int, levels: int) -> None:
 def box_mean(x: Float[Array, "b h w c"], window: int, axis: int) -> Float[Array, "b h w c"]:
     """The mean over `window` neighbours along one axis of `[B, H, W, C]`, for every element, float32.
 
-    Near the border it is that of the nearest window inside. At most the size of the axis is taken.
+    Near the border it is that of the nearest window inside. At most the size of the axis is taken; less than 1 raises
+    `UserError`.
     """
+    if window < 1:
+        raise UserError(f"a window needs at least one pixel, not {window}")
     size, window = x.shape[axis], min(window, x.shape[axis])
     # Differences of running sums along one axis: unlike a sum over the whole image, they keep their precision.
     sums = jnp.cumsum(x.astype(jnp.float32), axis=axis)

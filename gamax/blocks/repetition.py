@@ -39,26 +39,29 @@ def repeat(
 
     all_params = parent.variables["params"]
     params = [all_params[block_name] for block_name in names]
-    rounds = count // len(makers) if scan else 0
-    run = [_pure(make(parent=None), remat, prevent_cse=rounds < 2) for make in makers]
-
-    def in_turn(x: Array, params: Sequence[Any]) -> tuple[Array, None]:
-        for apply, block_params in zip(run, params, strict=False):
-            x = apply(block_params, x)
-        return x, None
-
+    detached = [make(parent=None) for make in makers]
     size = len(makers)
     groups = [tuple(params[start : start + size]) for start in range(0, count, size)]
+    rounds = count // size if scan else 0
     if rounds > 1:
-        x, _ = lax.scan(in_turn, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups[:rounds]))
+        # A loop keeps what is computed again apart from the first time by itself.
+        in_turn = partial(_in_turn, detached, remat, prevent_cse=False)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups[:rounds])
+        x, _ = lax.scan(lambda x, group: (in_turn(group, x), None), x, stacked)
         groups = groups[rounds:]
     for group in groups:
-        x, _ = in_turn(x, group)
+        x = _in_turn(detached, remat, group, x, prevent_cse=True)
     return x
 
 
-def _pure(block: nn.Module, remat: bool, prevent_cse: bool) -> Callable[[Any, Array], Array]:
-    def apply(params: Any, x: Array) -> Any:
-        return block.apply({"params": params}, x)
+def _in_turn(blocks: Sequence[nn.Module], remat: bool, params: Sequence[Any], x: Array, *, prevent_cse: bool) -> Array:
+    for block, block_params in zip(blocks, params, strict=False):
+        apply: Callable[[Any, Array], Any] = partial(_apply, block)
+        if remat:
+            apply = jax.checkpoint(apply, prevent_cse=prevent_cse)
+        x = apply(block_params, x)
+    return x
 
-    return partial(jax.checkpoint, prevent_cse=prevent_cse)(apply) if remat else apply
+
+def _apply(block: nn.Module, params: Any, x: Array) -> Any:
+    return block.apply({"params": params}, x)

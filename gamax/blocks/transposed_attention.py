@@ -31,7 +31,8 @@ class TransposedAttention(nn.Module):
     With `window` there is such a matrix for every window of at most that many pixels a side. Windows lie evenly over
     the image, neighbours share at least a quarter, and what a pixel gets is the mean over the windows that hold it.
     This is the test-time local conversion (arXiv 2112.04491) for networks trained on crops; how its authors lay the
-    windows for this attention is not described, so that part is a reconstruction.
+    windows for this attention is not described, so that part is a reconstruction. Each window is a part of the program,
+    so many small ones take long to compile.
     """
 
     heads: int
@@ -84,6 +85,8 @@ class TransposedAttention(nn.Module):
 
 def _starts(size: int, window: int) -> list[int]:
     """Where windows begin that cover `size` evenly, as few as share at least a quarter with their neighbours."""
+    if window < 1:
+        raise UserError(f"a window needs at least one pixel, not {window}")
     steps = -(-(size - window) // (window - window // 4))
     return [round(index * (size - window) / steps) for index in range(steps + 1)] if steps else [0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from gamax.files import check_writable
 from gamax.interop.key_maps import find_key_map, key_map
 from gamax.interop.torch_files import PICKLED, StateDict, read_state_dict, write_state_dict
 from gamax.interop.torch_weights import export_tensors, import_tensors, torch_shapes
-from gamax.interop.weights import load_weights, read_safetensors, save_weights
+from gamax.interop.weights import WEIGHTS_NAME, load_weights, save_weights
 from gamax.models import VARIANTS, abstract_params, create_model
 
 
@@ -46,20 +47,41 @@ def convert_file(
         UserError: if the source cannot be read, or does not fit; the sentence says which network it would fit.
 
     """
-    ours = source.is_file() and source.suffix == ".safetensors" and "gamax" in read_safetensors(source)[1]
-    if ours:
-        return _export(source, output, model_name)
-    return _import(source, output, model_name, overrides or {}, wrapper)
+    if (source / WEIGHTS_NAME).is_file():
+        source /= WEIGHTS_NAME
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UserError(f"'{output}' would replace its own source; choose another output")
+    described = _description(source)
+    if described is None:
+        return _import(source, output, model_name, overrides or {}, wrapper)
+    if overrides or wrapper:
+        raise UserError(
+            f"'{source}' was written by gamax and says itself what it holds: leave out overrides and wrapper"
+        )
+    return _export(source, output, described, model_name)
 
 
-def _export(source: Path, output: Path, model_name: str | None) -> Conversion:
-    check_writable_as(output, (*PICKLED, ".safetensors"))
+def _description(source: Path) -> str | None:
+    """What a weight file of gamax says of itself; None for any other file."""
+    if not source.is_file() or source.suffix.lower() != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(source, framework="numpy") as file:
+            return (file.metadata() or {}).get("gamax")
+    except SafetensorError:
+        # Reading it will say so.
+        return None
+
+
+def _export(source: Path, output: Path, described: str, model_name: str | None) -> Conversion:
+    _check_writable_as(output, (*PICKLED, ".safetensors"))
     model, params = load_weights(source)
-    name = json.loads(read_safetensors(source)[1]["gamax"])["model"]
+    name = json.loads(described)["model"]
     if model_name not in (None, name):
         raise UserError(f"'{source}' holds weights of {name}, not of {model_name}")
     state_dict = export_tensors(params, key_map(model))
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_state_dict(output, state_dict)
     return Conversion(name, model, params, state_dict)
 
@@ -71,7 +93,7 @@ def _import(
         raise UserError(f"'{source}' does not say which network it is for: name it with --model")
     model = create_model(model_name, **overrides)
     names = key_map(model)
-    check_writable_as(output, (".safetensors",))
+    _check_writable_as(output, (".safetensors",))
     state_dict = names.without_ignored(read_state_dict(source, wrapper))
     try:
         params = import_tensors(abstract_params(model), names, state_dict, model_name)
@@ -84,9 +106,9 @@ def _import(
     return Conversion(model_name, model, params, state_dict)
 
 
-def check_writable_as(output: Path, suffixes: tuple[str, ...]) -> None:
+def _check_writable_as(output: Path, suffixes: tuple[str, ...]) -> None:
     """Raises `UserError` unless a file of that name can be written."""
-    if output.suffix not in suffixes:
+    if output.suffix.lower() not in suffixes:
         raise UserError(f"the output must be a {' or '.join(suffixes)} file, not '{output}'")
     if output.is_dir():
         raise UserError(f"the output '{output}' is a folder")
@@ -96,12 +118,14 @@ def check_writable_as(output: Path, suffixes: tuple[str, ...]) -> None:
 def _fitting_variants(state_dict: StateDict) -> list[str]:
     """The named networks that have exactly these tensors."""
     fitting = []
-    for name in VARIANTS:
+    for name, variant in VARIANTS.items():
         model = create_model(name)
         names = find_key_map(model)
         if names is None:
             continue
         given = {key: value.shape for key, value in names.without_ignored(state_dict).items()}
-        if torch_shapes(abstract_params(model), names) == given:
+        # Counting is quick, tracing a network is not.
+        same_size = sum(map(math.prod, given.values())) == variant.parameters
+        if same_size and torch_shapes(abstract_params(model), names) == given:
             fitting.append(name)
     return fitting

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from gamax.console import say
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 from gamax.interop.weights import read_safetensors
@@ -43,44 +45,46 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
         }
     if not path.is_file():
         raise UserError(f"no weights at '{path}'")
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         content: Mapping[str, Any] = read_safetensors(path)[0]
-    elif path.suffix in PICKLED:
+    elif suffix in PICKLED:
         content = _read_pickled(path)
     else:
         raise UserError(f"'{path}' is none of {', '.join((*PICKLED, '.safetensors'))}")
 
     content = _unwrap(path, content, wrapper)
-    tensors = {name: _array(value) for name, value in content.items() if hasattr(value, "shape")}
-    if not tensors or len(tensors) != len(content):
-        other = next((name for name in content if name not in tensors), None)
-        raise UserError(
-            f"'{path}' holds no state dict: "
-            + (f"'{other}' is not a tensor" if tensors else "there is no tensor in it")
-        )
+    other = [name for name, value in content.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
+    if other or not content:
+        reason = f"'{other[0]}' is no named tensor" if other else "there is no tensor in it"
+        raise UserError(f"'{path}' holds no state dict: {reason}")
+    tensors = {name: _array(path, name, value) for name, value in content.items()}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 
 def _unwrap(path: Path, content: Mapping[str, Any], wrapper: str | None) -> Mapping[str, Any]:
-    wrapped = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+    named = [key for key, value in content.items() if isinstance(value, Mapping)]
     if wrapper is not None:
-        if wrapper not in wrapped:
-            raise UserError(f"'{path}' has no state dict '{wrapper}'; it has {', '.join(wrapped) or 'no named one'}")
+        if wrapper not in named:
+            found = ", ".join(map(str, named)) or "no named one"
+            raise UserError(f"'{path}' has no state dict '{wrapper}'; it has {found}")
         return content[wrapper]
-    return content[wrapped[0]] if wrapped else content
+    known = [key for key in WRAPPERS if key in named]
+    if not known:
+        return content
+    others = f" of {', '.join(map(str, named))} (--wrapper takes another)" if len(named) > 1 else ""
+    say(f"taking the state dict '{known[0]}'{others}")
+    return content[known[0]]
 
 
 def _read_pickled(path: Path) -> Mapping[str, Any]:
-    import pickle
-    from zipfile import BadZipFile
-
     torch = import_torch(f"reading '{path}'")
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, BadZipFile) as error:
+    except Exception as error:  # Damaged files make it raise nearly anything.
         # The words around it recommend to run the file.
         forbidden = re.search(r"(?i)unsupported (?:global:? )+([\w.]+)", str(error))
         if forbidden:
@@ -98,17 +102,18 @@ def _read_pickled(path: Path) -> Mapping[str, Any]:
 
 def write_state_dict(path: Path, tensors: StateDict) -> None:
     """Writes a `.safetensors` file, or a `.pth` file with the tensors under `params` as the authors' programs do."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import save
 
         content = save(tensors)
-    elif path.suffix in PICKLED:
+    elif path.suffix.lower() in PICKLED:
         torch = import_torch(f"writing '{path}'")
         buffer = io.BytesIO()
         torch.save({"params": {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}}, buffer)
         content = buffer.getvalue()
     else:
         raise UserError(f"weights are written as .safetensors or .pth, not as '{path.name}'")
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, content)
 
 
@@ -123,10 +128,17 @@ def import_torch(purpose: str) -> Any:
     return torch
 
 
-def _array(tensor: Any) -> np.ndarray:
-    """Float32 of any floating type; other types as they are."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach()
-        tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    array = np.asarray(tensor)
-    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array
+def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
+    """Float32 of any floating type; `UserError` for anything else."""
+    try:
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach()
+            tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        array = np.asarray(tensor)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"'{name}' in '{path}' is no plain tensor (it is sparse, quantised or without values)"
+        ) from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"'{name}' in '{path}' holds {array.dtype} numbers, which no network here has")
+    return array.astype(np.float32)

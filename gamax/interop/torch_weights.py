@@ -14,7 +14,7 @@ from gamax.interop.key_maps import KeyMap, key_map
 from gamax.models import abstract_params, create_model
 
 
-def from_torch(model_name: str, state_dict: Mapping[str, Any], **overrides: Any) -> Any:
+def from_torch(model_name: str, state_dict: Mapping[str, Any], /, **overrides: Any) -> Any:
     """Parameters for a network of ours from a state dict of its authors' code.
 
     Args:
@@ -30,8 +30,8 @@ def from_torch(model_name: str, state_dict: Mapping[str, Any], **overrides: Any)
     return import_tensors(abstract_params(model), key_map(model), state_dict, model_name)
 
 
-def to_torch(model_name: str, params: Any, **overrides: Any) -> dict[str, np.ndarray]:
-    """The state dict, NumPy arrays by name, under which the authors' code takes the parameters of a network of ours.
+def to_torch(model_name: str, params: Any, /, **overrides: Any) -> dict[str, np.ndarray]:
+    """The state dict, float32 NumPy arrays by name, under which the authors' code takes the parameters of a network of ours.
 
     Raises:
         UserError: if `params` are not those of the network.
@@ -56,11 +56,11 @@ def import_tensors(abstract: Any, names: KeyMap, tensors: Mapping[str, Any], wha
 
 
 def export_tensors(params: Any, names: KeyMap) -> dict[str, np.ndarray]:
-    """The arrays of `params` under the names and in the layout of PyTorch."""
+    """The arrays of `params`, float32, under the names and in the layout of PyTorch."""
     shapes = torch_shapes(params, names)
     tensors = {}
     for path, leaf in _flat(params).items():
-        name, value = names.torch_name(path), np.asarray(leaf)
+        name, value = names.torch_name(path), np.asarray(leaf, np.float32)
         value = value if value.ndim == 1 else value.transpose(_TORCH_AXES[value.ndim])
         tensors[name] = np.array(value, order="C").reshape(shapes[name])
     return tensors

@@ -74,8 +74,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
     tensors, metadata = read_safetensors(path)
     try:
         description = json.loads(metadata["gamax"])
-        name = description["model"]
-        options = {**description["overrides"], "dtype": jnp.dtype(description.get("dtype", "float32"))}
+        name, dtype = str(description["model"]), description.get("dtype", "float32")
+        options = {**description["overrides"], "dtype": dtype}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
     model = create_model(name, **{**options, **overrides})
@@ -91,8 +91,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, jax.Array], dict[str, str]]:
         with safe_open(path, framework="flax") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
             return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"'{path}' is not a complete safetensors file ({error}); copy or download it again") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{path}' is not a complete safetensors file of types that JAX has ({error}); copy or download it again"
+        ) from error
 
 
 def _check_fit(what: str, name: str, model: nn.Module, tensors: Mapping[str, Any]) -> None:

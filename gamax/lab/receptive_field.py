@@ -18,22 +18,22 @@ def receptive_field(model: nn.Module, length: int = 2048, height: int = 16) -> i
 
     What depends on a pixel becomes not a number where the pixel is none: every sum and product passes it on, whatever
     the parameters are. So the answer follows from the layout alone, and width does not matter. As many neighbouring
-    pixels in the middle are tried as the network's `size_multiple`, at most 16. On CPU; elsewhere, convolutions may be
-    computed by transforms that spread it.
+    pixels as the network's `size_multiple`, at most 16, are tried in the middle, where a network may cut the image, and
+    at a quarter of the row. On CPU; elsewhere, convolutions may be computed by transforms that spread it.
     """
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(model))
     period = min(model.size_multiple, 16)
-    places = length // 2 + np.arange(period)
+    places = [start + phase for start in (length // 2, length // 4) for phase in range(period)]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         restore = jax.jit(partial(_reached, model), static_argnums=(2, 3))
         reached = [np.flatnonzero(restore(params, place, length, height)) for place in places]
     if any(len(outputs) == length for outputs in reached):
         return None
     # Outputs at the same place within a period see the same pixels around them.
-    seen: dict[int, list[int]] = {}
+    seen: dict[tuple[int, bool], list[int]] = {}
     for place, outputs in zip(places, reached, strict=True):
-        for output in outputs:
-            seen.setdefault(output % period, []).append(int(place - output))
+        for output in map(int, outputs):
+            seen.setdefault((output % period, place < length // 2), []).append(place - output)
     return max(max(offsets) - min(offsets) + 1 for offsets in seen.values())
 
 

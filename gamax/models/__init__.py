@@ -28,7 +28,7 @@ def variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, /, **overrides: Any) -> nn.Module:
     """The Linen module of a named network: a pure function of parameters and images `[B, H, W, C]` in [0, 1].
 
     Args:
@@ -55,6 +55,11 @@ def _check_option(model: str, key: str, hint: Any, value: Any) -> Any:
         if isinstance(value, list | tuple) and all(type(item) is int for item in value):
             return tuple(value)
         raise UserError(f"option '{key}' of {model} must be several whole numbers, set in Python, not {value!r}")
+    if key in ("dtype", "param_dtype"):
+        try:
+            return jnp.dtype(value)
+        except TypeError as error:
+            raise UserError(f"option '{key}' of {model} must be a type such as bfloat16, not {value!r}") from error
     if hint is float and type(value) is int:
         return float(value)
     expected = {int: "int", float: "float", bool: "bool", int | None: "int or None"}

@@ -103,11 +103,12 @@ _SWINTORMER_RECIPE = (
 
 def _swintormer(parameters: int, published: str = "none", **options: bool) -> Variant:
     prior = options.get("prior", False)
+    # What the authors released takes two views and nothing else.
     return Variant(
         network=Swintormer,
         options=options,
         paper="2401.05907",
-        fidelity="reconstruction" if prior else "exact",
+        fidelity="exact" if options == {"dual_pixel": True} else "reconstruction",
         source="the authors' defaults" + ("; the prior as channels is gamax's" if prior else ""),
         parameters=parameters,
         published=published,
@@ -142,7 +143,7 @@ VARIANTS: dict[str, Variant] = {
         fidelity="reconstruction",
         source="published depth and width",
         parameters=47_460_276,
-        published="SIDD 40.41",
+        published="SIDD 40.41 (consistent with the abstract)",
         recipe=f"{_GAMA_IR_RECIPE}, 400,000 steps of batch 64",
     ),
     "nafnet_sidd_w32": _nafnet(_SIDD, 29_159_715, "SIDD 39.9672 / 0.9599", width=32),
@@ -162,7 +163,7 @@ VARIANTS: dict[str, Variant] = {
     "restormer": _restormer(
         26_126_644,
         "the authors' deblurring and deraining",
-        "GoPro 32.92 / 0.961, HIDE 31.22 / 0.942, DPDD single 25.98 / 0.811",
+        "GoPro 32.92 / 0.961, HIDE 31.22 / 0.942, DPDD single 25.98 / 0.811 (unconfirmed)",
     ),
     "restormer_denoising": _restormer(
         26_111_668,
@@ -180,7 +181,7 @@ VARIANTS: dict[str, Variant] = {
         image_channels=1,
     ),
     "restormer_dual_pixel": _restormer(
-        26_132_548, "the authors' dual-pixel deblurring", "DPDD dual 26.66 / 0.833", dual_pixel=True
+        26_132_548, "the authors' dual-pixel deblurring", "DPDD dual 26.66 / 0.833 (unconfirmed)", dual_pixel=True
     ),
     "unet": Variant(
         network=UNet,

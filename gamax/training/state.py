@@ -35,7 +35,7 @@ def create_state(
     """The state before the first step; a pure function of its arguments."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     # `lazy_init` runs the initialisers alone; `init` would compile every operation of the network first.
-    images = jax.ShapeDtypeStruct((1, patch_size, patch_size, model.input_channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, patch_size, patch_size, 3), jnp.float32)
     params = model.lazy_init(init_key, images)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

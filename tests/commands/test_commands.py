@@ -127,7 +127,7 @@ def test_restore_reports_how_much_tiling_changes(tiny_workspace, tmp_path, gamax
     tiled, whole = (Restorer.from_weights(run, tile=tile, overlap=16)(photo) for tile in (32, None))
     difference = 255 * np.abs(tiled - whole).max()
     assert difference > 1e-3
-    assert "overlap 16; the network's means" in (printed := capsys.readouterr().out)
+    assert "overlap 16; this network looks over all it is given" in (printed := capsys.readouterr().out)
     assert f"largest difference from whole {difference:.4f} of 255" in printed
     default = ("--tile", "32", "--overwrite")
     gamax("restore", tiny_workspace / "photo.png", "-o", tmp_path / "tiled.png", "--weights", run, *default)

@@ -23,6 +23,7 @@ class Darken(nn.Module):
     factor: float = 0.9
     dtype: Any = np.float32
     size_multiple: int = 1
+    input_channels: int = 3
 
     def __call__(self, images):
         return self.factor * images

@@ -17,6 +17,7 @@ class Line(nn.Module):
     offset: float = 0.0
     size_multiple: int = 1
     input_channels: int = 3
+    dtype: type = np.float32
 
     def __call__(self, images):
         return self.slope * images + self.offset
@@ -155,3 +156,15 @@ def test_an_image_that_is_too_small_is_named(shape):
 def test_tiles_that_cannot_work_are_named(tile, overlap, message, local):
     with pytest.raises(UserError, match=message):
         Restorer(LOCAL, local, tile=tile, overlap=overlap)
+
+
+def test_networks_for_other_than_rgb_images_are_refused():
+    with pytest.raises(UserError, match="Line with these options takes 6 channels"):
+        Restorer(Line(input_channels=6), {})
+
+
+@pytest.mark.parametrize(
+    ("multiple", "tile", "overlap"), [(1, 512, 96), (64, 512, 64), (32, 64, 0), (256, 512, 256), (256, 256, 0)]
+)
+def test_default_overlaps_suit_the_network(multiple, tile, overlap):
+    assert Restorer(Line(size_multiple=multiple), {}, tile=tile).settings()["overlap"] == overlap

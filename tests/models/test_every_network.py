@@ -92,6 +92,7 @@ def test_images_of_any_size_keep_it_in_float32(name, example):
         inputs = jnp.array(images[:, : size[0], : size[1]])
         channels = 3 if model.input_channels % 3 == 0 else model.input_channels
         restored = restore(params, inputs)
+        assert inputs.is_deleted() == (channels == model.input_channels)
         assert restored.shape == (2, *size, channels)
         assert restored.dtype == jnp.float32
         assert jnp.isfinite(restored).all()
@@ -120,8 +121,8 @@ def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example):
     assert cosine / (norms[0] * norms[1]) > 0.98
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str)
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True, "remat": True}], ids=str)
 def test_loops_and_recomputation_change_no_gradient(name, options, example):
     if not hasattr(small(name), "scan"):
         options = {"remat": True}
@@ -133,7 +134,7 @@ def test_loops_and_recomputation_change_no_gradient(name, options, example):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-3), other, expected)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TREES)
 def test_the_bridge_to_nnx_gives_the_same_output(name, example):
     params, images = example(name)
     expected = jax.jit(small(name).apply)({"params": params}, images)
