@@ -34,7 +34,19 @@ from jaxtyping import install_import_hook
 checker = types.ModuleType("gamax_test_checker")
 checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
-CHECKED = ("blocks", "models", "training", "benchmark", "interop", "cli", "cli_data", "errors", "console")
+CHECKED = (
+    "blocks",
+    "models",
+    "training",
+    "benchmark",
+    "interop",
+    "cli",
+    "cli_bench",
+    "cli_data",
+    "lab",
+    "errors",
+    "console",
+)
 # Not `evaluate`: checking a sequence of examples would read one of them.
 EVALUATION = ("pictures", "protocols", "restore_files", "restorer")
 DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg")

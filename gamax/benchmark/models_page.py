@@ -41,8 +41,9 @@ _INTRODUCTION = [
     "does not clip its output. Any field of its module can be changed: `create_model('nafnet_gopro_w32', "
     "local_window=384, remat=True)`.",
     "",
-    "- *Layout*: `exact` computes what the authors' code computes, checked against recorded tensors, PyTorch itself or "
-    "both; `reconstruction` fills in what the paper leaves out, and the module's docstring says what.",
+    "- *Layout*: `exact` computes what the authors' code computes, checked against tensors recorded from it, the same "
+    "network in PyTorch, or both (UNet: only against PyTorch written from the same description); `reconstruction` "
+    "fills in what the paper or its code leaves out, and the module's docstring says what.",
     "- *Multiply-adds* of convolutions and matrix products for one 256x256 image; sums that are written as shifts and "
     "adds for every device (the blur of LIR) are not counted.",
     "- *Receptive field*: on how many pixels of a row a pixel of the output depends at most, by the layout alone. "

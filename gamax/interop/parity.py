@@ -76,7 +76,7 @@ def parity(model: nn.Module, params: Any, twin: Any, size: int = 64) -> list[tup
     """
     torch = import_torch("comparing with PyTorch")
     # What the twin has no counterpart for; and modules inside loops have no outputs to see.
-    plain = {"local_window": None, "scan": False, "remat": False, "dtype": jnp.float32}
+    plain: dict[str, Any] = {"local_window": None, "scan": False, "remat": False, "dtype": jnp.float32}
     model = model.clone(**{field: value for field, value in plain.items() if hasattr(model, field)})
     image = np.random.default_rng(0).random((1, size, size, model.input_channels), np.float32)
 

@@ -31,7 +31,7 @@ def from_torch(model_name: str, state_dict: Mapping[str, Any], /, **overrides: A
 
 
 def to_torch(model_name: str, params: Any, /, **overrides: Any) -> dict[str, np.ndarray]:
-    """The state dict, float32 NumPy arrays by name, under which the authors' code takes the parameters of a network of ours.
+    """The state dict (float32 NumPy arrays) under which the authors' code takes the parameters of a network of ours.
 
     Raises:
         UserError: if `params` are not those of the network.

@@ -24,16 +24,16 @@ def receptive_field(model: nn.Module, length: int = 2048, height: int = 16) -> i
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(model))
     period = min(model.size_multiple, 16)
     places = [start + phase for start in (length // 2, length // 4) for phase in range(period)]
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        restore = jax.jit(partial(_reached, model), static_argnums=(2, 3))
-        reached = [np.flatnonzero(restore(params, place, length, height)) for place in places]
-    if any(len(outputs) == length for outputs in reached):
-        return None
     # Outputs at the same place within a period see the same pixels around them.
     seen: dict[tuple[int, bool], list[int]] = {}
-    for place, outputs in zip(places, reached, strict=True):
-        for output in map(int, outputs):
-            seen.setdefault((output % period, place < length // 2), []).append(place - output)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        restore = jax.jit(partial(_reached, model), static_argnums=(2, 3))
+        for place in places:
+            reached = np.flatnonzero(restore(params, place, length, height))
+            if len(reached) == length:
+                return None
+            for output in map(int, reached):
+                seen.setdefault((output % period, place < length // 2), []).append(place - output)
     return max(max(offsets) - min(offsets) + 1 for offsets in seen.values())
 
 

@@ -12,7 +12,9 @@ import pytest
 from jax import lax
 from scipy.stats import kstest
 
-from gamax.blocks import Conv, depthwise_conv
+from gamax.blocks import Conv, ConvTranspose, depthwise_conv
+from gamax.blocks.convolution import doubling_conv
+from gamax.errors import UserError
 
 SHAPES = [((2, 7, 5, 3), 3), ((1, 11, 6, 4), 7), ((1, 1, 1, 2), 3), ((1, 2, 9, 1), 5)]
 
@@ -159,3 +161,83 @@ def test_conv_computes_in_bfloat16_with_float32_parameters():
     result, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), x)
     assert result.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def strided(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """Output by output: the products of a kernel with what lies under it, `(size - 1) // 2` zeros around the image."""
+    size, pad = len(kernel), (len(kernel) - 1) // 2
+    padded = np.pad(x, ((0, 0), (pad, size), (pad, size), (0, 0)))
+    result = np.zeros((len(x), x.shape[1] // stride, x.shape[2] // stride, kernel.shape[3]))
+    for row, column in np.ndindex(result.shape[1:3]):
+        patch = padded[:, stride * row : stride * row + size, stride * column : stride * column + size]
+        result[:, row, column] = np.einsum("bklc,klcd->bd", patch, kernel)
+    return result
+
+
+def transposed(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Input by input: each adds its multiple of the kernel to the output, at twice its place."""
+    batch, height, width, _ = x.shape
+    size, pad = len(kernel), (len(kernel) - 2) // 2
+    result = np.zeros((batch, 2 * height + 2 * pad, 2 * width + 2 * pad, kernel.shape[2]))
+    for row, column in np.ndindex(height, width):
+        result[:, 2 * row : 2 * row + size, 2 * column : 2 * column + size] += np.einsum(
+            "bc,kldc->bkld", x[:, row, column], kernel
+        )
+    return result[:, pad : pad + 2 * height, pad : pad + 2 * width]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_strided_conv_equals_the_definition(size, random_params):
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
+    layer = Conv(4, size, stride=2, use_bias=False)
+    params = random_params(layer, x.shape)
+    result = jax.jit(layer.apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(result, strided(x, np.asarray(params["kernel"], np.float64), 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 3), (1, 1, 1, 2)])
+def test_transposed_conv_equals_the_definition(size, shape, random_params):
+    x = np.random.default_rng(0).normal(size=shape)
+    layer = ConvTranspose(4, size)
+    params = random_params(layer, x.shape)
+    assert params["kernel"].shape == (size, size, 4, shape[-1])
+    result = jax.jit(layer.apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    expected = transposed(x, np.asarray(params["kernel"], np.float64)) + np.asarray(params["bias"], np.float64)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_the_doubling_conv_and_its_gradients_are_those_of_the_dilated_one():
+    rng = np.random.default_rng(0)
+    shapes = ((2, 3, 5, 3), (4, 4, 6, 3), (2, 6, 10, 6))
+    arrays = float32(*(rng.normal(size=shape) for shape in shapes))
+
+    def dilated(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), ((2, 2),) * 2, (2, 2), dimension_numbers=layout)
+
+    results, expected = (value_and_gradients(function)(*arrays) for function in (doubling_conv, dilated))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), results, expected)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_doubling_conv_is_one_convolution_on_accelerators(platform):
+    x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((4, 4, 6, 3))
+    lowered = jax.jit(doubling_conv).trace(x, kernel).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (Conv(4, 4), "odd, or 2 or 4 with stride 2, not 4 with stride 1"),
+        (Conv(4, 3, stride=3), "stride of a convolution must be 1 or 2, not 3"),
+        (Conv(4, 3, stride=2), "a stride of 2 does not divide 5x6 pixels"),
+        (Conv(4, 3, stride=2, depthwise=True), "does not divide|has stride 1"),
+        (ConvTranspose(4, 3), "transposed convolution must be 2 or 4, not 3"),
+    ],
+)
+def test_what_no_convolution_takes_is_named(layer, words):
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 5, 6, 4)))

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from gamax.errors import UserError
 from gamax.interop.convert import convert_file
+from gamax.interop.torch_files import read_state_dict
 from gamax.interop.torch_weights import to_torch
 from gamax.interop.weights import load_weights, save_weights
 from gamax.models import abstract_params, create_model
@@ -84,7 +86,10 @@ def test_of_two_state_dicts_the_weights_as_trained_are_taken_unless_another_is_n
     for wrapper, expected in ((None, raw), ("params", raw), ("params_ema", average)):
         converted = convert_file(tmp_path / "both.pth", tmp_path / "o.safetensors", NAME, SMALL, wrapper)
         np.testing.assert_array_equal(converted.state_dict["intro.bias"], expected["intro.bias"].numpy())
-    with pytest.raises(UserError, match="has no state dict 'model'; it has params, params_ema"):
+    torch.save({"net_g": raw}, tmp_path / "own.pth")
+    converted = convert_file(tmp_path / "own.pth", tmp_path / "o.safetensors", NAME, SMALL, "net_g")
+    np.testing.assert_array_equal(converted.state_dict["intro.bias"], raw["intro.bias"].numpy())
+    with pytest.raises(UserError, match="has no state dict 'model'; it has params_ema, params"):
         convert_file(tmp_path / "both.pth", tmp_path / "o.safetensors", NAME, SMALL, "model")
 
 
@@ -115,10 +120,19 @@ BAD_PICKLES = {
     "truncated": (truncated, "no complete PyTorch file"),
     "text": (lambda path, mark, torch: path.write_text("weights"), "no complete PyTorch file"),
     "empty": (lambda path, mark, torch: path.touch(), "no complete PyTorch file"),
+    "numbers for names": (lambda path, mark, torch: torch.save({1: torch.zeros(1)}, path), "'1' is no named tensor"),
+    "a sparse tensor": (
+        lambda path, mark, torch: torch.save({"a": torch.eye(2).to_sparse()}, path),
+        "'a' in .* is sparse, quantised or without values",
+    ),
+    "whole numbers": (
+        lambda path, mark, torch: torch.save({"a": torch.arange(3)}, path),
+        "'a' in .* holds int64 numbers",
+    ),
     "a number": (lambda path, mark, torch: torch.save(3, path), "no state dict but a int"),
     "a list": (lambda path, mark, torch: torch.save([torch.zeros(2)], path), "no state dict but a list"),
     "no tensors": (lambda path, mark, torch: torch.save({}, path), "there is no tensor in it"),
-    "numbers": (lambda path, mark, torch: torch.save({"a": torch.zeros(1), "b": 2}, path), "'b' is not a tensor"),
+    "numbers": (lambda path, mark, torch: torch.save({"a": torch.zeros(1), "b": 2}, path), "'b' is no named tensor"),
 }
 
 
@@ -132,16 +146,35 @@ def test_nothing_in_a_bad_pickle_is_executed(case, torch, tmp_path):
     assert set(tmp_path.iterdir()) == {source}
 
 
+def test_a_file_cut_anywhere_is_a_user_error(torch, tmp_path, state_dict):
+    # The released files of DMPHN have this older format.
+    whole, cut = tmp_path / "whole.pkl", tmp_path / "cut.pkl"
+    tensors = {name: torch.from_numpy(value) for name, value in list(state_dict.items())[:3]}
+    torch.save(tensors, whole, _use_new_zipfile_serialization=False)
+    content = whole.read_bytes()
+    assert sorted(read_state_dict(whole)) == sorted(tensors)
+    for kept in [*range(0, 200), *range(200, len(content) - 1, 97)]:
+        cut.write_bytes(content[:kept])
+        with pytest.raises(UserError):
+            read_state_dict(cut)
+
+
 def other_width(source: Path) -> None:
     shapes = abstract_params(create_model("nafnet_sidd_w64"))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     save_file(to_torch("nafnet_sidd_w64", zeros), source)
 
 
+def eight_bit_floats(source: Path) -> None:
+    header = b'{"a":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
+    source.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+
+
 BAD_SOURCES = {
     "another width": (other_width, r"of another shape, first .*; they fit nafnet_sidd_w64"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a complete safetensors file"),
     "missing": (Path.unlink, "no weights at"),
+    "a type that JAX lacks": (eight_bit_floats, "of types that JAX has"),
     "other tensors": (lambda path: save_file({"a": np.zeros(3)}, path), r"first 'intro|first 'decoder"),
 }
 
@@ -167,6 +200,10 @@ def test_what_cannot_be_converted_is_named(source, tmp_path, params):
         ((tmp_path / "x.onnx", tmp_path / "o.safetensors", NAME), "no weights at"),
         ((ours, tmp_path / "o.npz"), "must be a .pth or"),
         ((ours, tmp_path / "o.pth", "restormer"), f"holds weights of {NAME}, not of restormer"),
+        ((ours, tmp_path / "o.pth", NAME, {"width": 99}), "leave out overrides and wrapper"),
+        ((ours, ours), "would replace its own source"),
+        ((source, tmp_path / "o.safetensors", NAME, {"dtype": "foo"}), "must be a type such as bfloat16, not 'foo'"),
+        ((source, tmp_path / "o.safetensors", NAME, {"name": "x"}), "has no option 'name'"),
     ]:
         with pytest.raises(UserError, match=words):
             convert_file(*arguments)
@@ -181,11 +218,35 @@ def test_pytorch_files_name_the_extra_where_pytorch_is_missing(monkeypatch, tmp_
 
 
 def test_a_folder_of_parts_is_one_state_dict(tmp_path, torch):
-    from gamax.interop.torch_files import read_state_dict
-
     for part in ("encoder_lv1", "decoder_lv1"):
         torch.save({"layer1.weight": torch.zeros(2)}, tmp_path / f"{part}.pkl")
     assert sorted(read_state_dict(tmp_path)) == ["decoder_lv1.layer1.weight", "encoder_lv1.layer1.weight"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"holds no \.pth"):
         read_state_dict(tmp_path / "none")
+
+
+def test_bfloat16_weights_of_ours_and_run_folders_become_float32_tensors(torch, tmp_path, params):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    (tmp_path / "run").mkdir()
+    save_weights(tmp_path / "run" / "weights.safetensors", half, NAME, SMALL)
+    for output in ("o.pth", "o.safetensors"):
+        convert_file(tmp_path / "run", tmp_path / output)
+        tensors = read_state_dict(tmp_path / output)
+        np.testing.assert_array_equal(tensors["intro.bias"], np.asarray(half["intro"]["bias"], np.float32))
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        '{"model": ["x"], "overrides": {}}',
+        '{"model": null, "overrides": {}}',
+        f'{{"model": "{NAME}", "overrides": {{"name": "x"}}}}',
+        f'{{"model": "{NAME}", "overrides": {{}}, "dtype": "o"}}',
+        "[]",
+    ],
+)
+def test_strange_descriptions_are_user_errors(description, tmp_path, state_dict):
+    save_file(state_dict, tmp_path / "strange.safetensors", metadata={"gamax": description})
+    with pytest.raises(UserError):
+        convert_file(tmp_path / "strange.safetensors", tmp_path / "o.safetensors")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 
 from gamax.blocks import Conv, pixel_shuffle, pixel_unshuffle
 from gamax.lab.receptive_field import receptive_field
-from gamax.models import create_model
+from gamax.models import abstract_params, create_model
+from gamax.models.dmphn import DMPHN
 
 
 class Filters(nn.Module):
@@ -40,3 +43,21 @@ def test_means_over_the_image_see_all_of_it():
     assert receptive_field(create_model("gama_ir_tiny", **options), length=64) is None
     # Four filters at full resolution and one at half.
     assert receptive_field(create_model("gama_ir_tiny", **options, mixer="none"), length=64) == 14
+
+
+def test_it_is_as_wide_as_where_the_gradient_is_not_zero():
+    # Positive everywhere, nothing cancels and no unit is dead, and the longest way does not underflow. A level of this network cuts the row in the middle, so
+    # pixels there see less than others.
+    model, length = DMPHN(levels=3, widths=(1, 1, 1)), 1024
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3, np.float32), abstract_params(model))
+
+    @jax.jit
+    def gradient(images, output):
+        return jax.grad(lambda images: model.apply({"params": params}, images)[0, 8, output, 0])(images)
+
+    images = np.full((1, 16, length, 3), 0.9, np.float32)
+    widths = []
+    for output in [*range(length // 4, length // 4 + 8), *range(length // 2 - 4, length // 2 + 4)]:
+        seen = np.flatnonzero(np.asarray(gradient(images, output)).any((0, 1, 3)))
+        widths.append(seen.max() - seen.min() + 1)
+    assert receptive_field(model, length) == max(widths)

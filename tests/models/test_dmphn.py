@@ -27,7 +27,6 @@ def test_it_has_the_published_size_and_cost(levels, parameters, giga):
     model = DMPHN(levels)
     params = abstract_params(model)
     assert count_parameters(params) == parameters
-    # On CPU a transposed convolution also computes a border of one pixel: 0.2 % of the whole.
     counted = model_multiply_adds(model, params, 256, 256) / 1e9
     assert counted == pytest.approx(giga, abs=1e-6)
 

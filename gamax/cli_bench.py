@@ -1,0 +1,195 @@
+"""The verbs of `gamax bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gamax.console import print_table, say
+from gamax.errors import UserError
+from gamax.files import check_writable
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchInfer:
+    """Measures latency and memory of networks, each in a process of its own."""
+
+    models: tuple[str, ...] = ("gama_ir_tiny", "gama_ir_s")
+    """Names of networks; `gamax models` lists them."""
+    sizes: tuple[str, ...] = ("256x256",)
+    """Image sizes, HEIGHTxWIDTH."""
+    batch: int = 1
+    """Images in one call."""
+    precision: Literal["fp32-strict", "tf32", "bf16"] = "fp32-strict"
+    """See `gamax.benchmark.latency.Case`."""
+    repeats: int = 20
+    """Timed calls."""
+    output: Path | None = None
+    """Append the rows to this file as JSON lines."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.benchmark.latency import Case, measure
+        from gamax.models import variant
+
+        if self.batch < 1 or self.repeats < 1 or not self.models or not self.sizes:
+            raise UserError("bench needs at least one model and size, and a batch and repeats of at least 1")
+        for model in self.models:
+            variant(model)
+        _check_lines(self.output)
+        sizes = [_parse_size(size) for size in self.sizes]
+        rows = []
+        for model in self.models:
+            for height, width in sizes:
+                row = measure(Case(model, height, width, self.batch, self.precision, self.repeats))
+                _write_line(self.output, row)
+                rows.append(
+                    {
+                        "model": model,
+                        "device": row["environment"]["devices"][0],
+                        "size": f"{self.batch}x{height}x{width}",
+                        "median ms": f"{row['latency_ms_median']:.1f}",
+                        "p10": f"{row['latency_ms_p10']:.1f}",
+                        "p90": f"{row['latency_ms_p90']:.1f}",
+                        "compile s": f"{row['compile_seconds']:.1f}",
+                        "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                        "params": f"{row['parameters']:,}",
+                        "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
+                    }
+                )
+        print_table(f"precision {self.precision}", list(rows[0]), rows)
+
+
+def _check_lines(output: Path | None) -> None:
+    if output:
+        if output.is_dir():
+            raise UserError(f"--output must be a file, not the folder '{output}'")
+        check_writable(output.parent)
+        output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write_line(output: Path | None, row: dict[str, Any]) -> None:
+    line = json.dumps(row)
+    print(line, flush=True)
+    if output:
+        with output.open("a") as file:
+            file.write(line + "\n")
+
+
+def _parse_size(size: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    if min(height, width) < 2:
+        raise UserError(f"'{size}' is not a size; write HEIGHTxWIDTH, for example 256x256")
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchData:
+    """Measures how fast training images are read: the input pipeline against a plain loop, each in its own process."""
+
+    dataset: str = "sample_photographs"
+    """Name of a dataset; `gamax data list` prints them."""
+    source: str | None = None
+    """Its folder."""
+    prepared_dir: str | None = None
+    """Where prepared datasets are stored; the set is prepared there in both encodings if it is not yet."""
+    storages: tuple[Literal["files", "png", "raw"], ...] = ("files", "png", "raw")
+    """Original whole images, and the prepared cuts in each encoding."""
+    workers: tuple[int, ...] = (1, 2)
+    """Numbers of reading threads."""
+    cores: tuple[int, ...] = ()
+    """Also bind the process to so many cores, for each number; none leaves it free."""
+    patch_size: int = 256
+    """Side of the crops."""
+    batch: int = 8
+    """Crops in a batch."""
+    seconds: float = 5.0
+    """How long each row is measured."""
+    repeats: int = 3
+    """Rounds over all rows, so that what disturbs the machine disturbs all of them; the table shows medians."""
+    output: Path | None = None
+    """Append the rows to this file as JSON lines."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        import numpy as np
+
+        from gamax.benchmark.loading import Case, check_case, data_config, measure
+        from gamax.data.datasets import prepare, training_channels
+
+        counts = (*self.workers, *self.cores, self.batch, self.repeats, self.patch_size)
+        if min(counts) < 1 or self.seconds <= 0 or not self.workers or not self.storages:
+            raise UserError(
+                "bench data needs a storage, seconds above 0, and workers, cores, batch, repeats and patch size of at "
+                "least 1"
+            )
+        _check_lines(self.output)
+        place = (self.dataset, self.source, self.prepared_dir)
+        cases = [
+            Case(*place, storage, reader, workers, cores, self.patch_size, self.batch, self.seconds)
+            for storage in self.storages
+            for cores in self.cores or (None,)
+            for workers in self.workers
+            for reader in ("loop", "pipeline")
+        ]
+        for case in cases:
+            check_case(case)
+        training_channels(data_config(cases[0]))
+        # Here, where it shows its progress.
+        for config in {case.storage: data_config(case) for case in cases if case.storage != "files"}.values():
+            records = len(prepare(config, training=False).train)
+            if records < 1000:
+                say(f"note: with {records} records, shuffling takes a large part of the pipeline's time (docs/data.md)")
+        measured: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+        for _ in range(self.repeats):
+            for case in cases:
+                row = measure(case)
+                _write_line(self.output, row)
+                measured[case].append(row)
+
+        def median(case: Case, key: str) -> float:
+            return float(np.median([row[key] for row in measured[case]]))
+
+        stages = {"fetch ms": "fetch_ms", "decode ms": "decode_ms", "crop, batch": "crop_and_batch_ms"}
+        rows = []
+        for case in cases:
+            loop = median(dataclasses.replace(case, reader="loop"), "examples_per_second")
+            rate = median(case, "examples_per_second")
+            rows.append(
+                {
+                    "stored as": case.storage,
+                    "reader": case.reader,
+                    "workers": str(case.workers),
+                    "cores": str(case.cores or "free"),
+                    "examples/s": f"{rate:.0f}",
+                    "of the loop": f"{rate / loop:.0%}",
+                    "cores used": f"{median(case, 'cores_used'):.2f}",
+                    **{name: f"{median(case, key):.2f}" for name, key in stages.items() if key in measured[case][0]},
+                }
+            )
+        images = measured[cases[0]][0]["images_per_example"]
+        title = (
+            f"{self.dataset}: {images} crop(s) of {self.patch_size} from an example; medians of {self.repeats} rounds"
+        )
+        columns = ["stored as", "reader", "workers", "cores", "examples/s", "of the loop", "cores used", *stages]
+        print_table(title, columns, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measures speed and memory."""
+
+    verb: (
+        Annotated[BenchInfer, tyro.conf.subcommand("infer", prefix_name=False)]
+        | Annotated[BenchData, tyro.conf.subcommand("data", prefix_name=False)]
+    )
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        self.verb.run()
