@@ -23,6 +23,7 @@ from gamax.data.degradations import DEGRADATIONS, Degradation
 from gamax.errors import UserError, nearest
 
 Scalar = int | float | str | bool
+LossName = Literal["l1", "mse", "charbonnier", "psnr", "edge", "frequency", "ssim"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CosinePeriod:
+    """One of several cosines that follow each other."""
+
+    steps: int = 100_000
+    """How long it is."""
+    final_learning_rate: float = 1e-6
+    """What it ends with; `optimizer.learning_rate` makes it constant."""
+    restart: float = 1.0
+    """The part of the way from the final learning rate up to `optimizer.learning_rate` where it begins."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a cosine schedule."""
 
@@ -79,6 +92,8 @@ class OptimizerConfig:
     """Learning rate that the cosine ends with, one step after the last."""
     warmup_steps: int = 0
     """Steps of linear warm-up, the first with `learning_rate / warmup_steps`."""
+    periods: tuple[CosinePeriod, ...] = ()
+    """Cosines one after the other in place of one over all steps, without warm-up (Restormer, LIR, Swintormer)."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.9
@@ -97,8 +112,10 @@ class TrainingConfig:
     """Optimizer steps; with `batch_size` this fixes the samples seen, whatever the number of devices."""
     batch_size: int = 32
     """Crops in one step over all devices."""
-    loss: Literal["l1", "mse", "charbonnier", "psnr"] = "psnr"
+    loss: LossName = "psnr"
     """Training loss; `psnr` is the negative PSNR in dB, so negative values are normal."""
+    auxiliary_losses: dict[str, float] = field(default_factory=dict)
+    """Losses that are added to `loss`, each with its weight, for example `edge=0.05` or `frequency=0.1`."""
     ema_decay: float | None = None
     """Decay of the moving average of the parameters, which is then evaluated and saved; None for no average."""
     seed: int = 0
@@ -344,6 +361,13 @@ def check(experiment: Experiment) -> None:
     optimizer, training = experiment.optimizer, experiment.training
     if "dtype" in experiment.model.overrides or "param_dtype" in experiment.model.overrides:
         raise UserError("the precision of the network is set by model.dtype, not in model.overrides")
+    for name, weight in training.auxiliary_losses.items():
+        if name not in typing.get_args(LossName):
+            raise UserError(f"unknown loss {nearest(name, typing.get_args(LossName))} in training.auxiliary_losses")
+        if name == training.loss:
+            raise UserError(f"'{name}' is training.loss already; leave it out of training.auxiliary_losses")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise UserError(f"the weight of '{name}' in training.auxiliary_losses must be above 0, not {weight}")
     _check_rules(
         experiment,
         {
@@ -353,7 +377,19 @@ def check(experiment: Experiment) -> None:
                 0 <= optimizer.final_learning_rate <= optimizer.learning_rate,
                 "be from 0 to optimizer.learning_rate",
             ),
-            "optimizer.warmup_steps": (0 <= optimizer.warmup_steps < training.steps, "be from 0 to below the steps"),
+            "optimizer.warmup_steps": (
+                0 <= optimizer.warmup_steps < (1 if optimizer.periods else training.steps),
+                "be from 0 to below the steps, and 0 with optimizer.periods",
+            ),
+            "optimizer.periods": (
+                all(
+                    period.steps >= 1
+                    and 0 <= period.final_learning_rate <= optimizer.learning_rate
+                    and 0 <= period.restart <= 1
+                    for period in optimizer.periods
+                ),
+                "have steps of at least 1, final rates from 0 to optimizer.learning_rate and restarts from 0 to 1",
+            ),
             "optimizer.beta1": (0 <= optimizer.beta1 < 1, "be from 0 to below 1"),
             "optimizer.beta2": (0 <= optimizer.beta2 < 1, "be from 0 to below 1"),
             "optimizer.weight_decay": (0 <= optimizer.weight_decay < math.inf, "not be negative"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gamax.config import (
+    CosinePeriod,
     DataConfig,
     EvaluationConfig,
     Experiment,
@@ -210,6 +211,7 @@ VIOLATIONS = {
     "optimizer.learning_rate": [0.0, -1.0, float("nan"), float("inf")],
     "optimizer.final_learning_rate": [-1e-9, 1.0],
     "optimizer.warmup_steps": [-1, 200_000],
+    "optimizer.periods": [(CosinePeriod(0),), (CosinePeriod(3, 1.0),), (CosinePeriod(3, 1e-6, 2.0),)],
     "optimizer.beta1": [-0.1, 1.0],
     "optimizer.beta2": [-0.1, 1.0],
     "optimizer.weight_decay": [-0.1, float("inf")],
@@ -350,3 +352,29 @@ def test_the_configurations_that_come_with_the_package_are_valid():
         experiment, name = parse([str(path), *source], "train.py")
         assert name == path.stem
         assert from_dict(to_dict(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--training.auxiliary-losses", "edg=0.1"], r"unknown loss 'edg' \(did you mean 'edge'\?\)"),
+        (["--training.auxiliary-losses", "edge=0"], "weight of 'edge' in training.auxiliary_losses must be above 0"),
+        (
+            ["--training.auxiliary-losses", "edge=x"],
+            "weight of 'edge' in training.auxiliary_losses must be above 0|float",
+        ),
+        (["--training.auxiliary-losses", "psnr=1"], "'psnr' is training.loss already"),
+    ],
+)
+def test_auxiliary_losses_are_checked(flags, words, config_file):
+    with pytest.raises(UserError, match=words):
+        parse([str(config_file), *flags], "train.py")
+
+
+def test_periods_and_auxiliary_losses_survive_the_resolved_configuration(config_file):
+    experiment, _ = parse([str(config_file), "--training.auxiliary-losses", "edge=0.05", "ssim=1"], "train.py")
+    assert experiment.training.auxiliary_losses == {"edge": 0.05, "ssim": 1.0}
+    experiment = changed(experiment, "optimizer.periods", (CosinePeriod(3, 1e-5), CosinePeriod(5, 1e-6, 0.5)))
+    assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
+    with pytest.raises(UserError, match=r"'optimizer\.warmup_steps' must be .* 0 with optimizer\.periods"):
+        check(changed(experiment, "optimizer.warmup_steps", 1))

@@ -215,8 +215,8 @@ def _convolve(planes: Array, kernels: Array) -> Array:
     """Circular convolution at once, by discrete Fourier transforms written as matrix products."""
     height, width = planes.shape[-2:]
     size = kernels.shape[-1]
-    left_real, left_imaginary = _spectrum(planes, height, width)
-    right_real, right_imaginary = _spectrum(kernels, height, width)
+    left_real, left_imaginary = spectrum(planes, height, width)
+    right_real, right_imaginary = spectrum(kernels, height, width)
     real = left_real * right_real - left_imaginary * right_imaginary
     imaginary = left_real * right_imaginary + left_imaginary * right_real
     # Back, for the part in which nothing wrapped around.
@@ -232,7 +232,7 @@ def _convolve(planes: Array, kernels: Array) -> Array:
     return _product(real, (cosine * twice).T) - _product(imaginary, (sine * twice).T)
 
 
-def _spectrum(planes: Array, height: int, width: int) -> tuple[Array, Array]:
+def spectrum(planes: Array, height: int, width: int) -> tuple[Array, Array]:
     """Real and imaginary part of the transform of real planes, padded with zeros to this size; half the columns."""
     cosine, sine = _waves(np.arange(planes.shape[-1]), width // 2 + 1, width)
     real, imaginary = _product(planes, cosine), -_product(planes, sine)

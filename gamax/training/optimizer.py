@@ -1,15 +1,43 @@
-"""AdamW, clipping and the cosine schedule, from the configuration."""
+"""AdamW, clipping and the schedules of the learning rate, from the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from gamax.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike], Array]:
+    """Learning rate of each step, counted from 0: one cosine, or the periods of the configuration."""
+    return periodic_schedule(config) if config.periods else cosine_schedule(config, steps)
+
+
+def periodic_schedule(config: OptimizerConfig) -> Callable[[ArrayLike], Array]:
+    """Half cosines one after the other: the schedule of Restormer, LIR and Swintormer.
+
+    Step `i` has the learning rate of the authors' `CosineAnnealingRestartCyclicLR` after `i` scheduler steps: that
+    where one period ends still belongs to it. After the last period, where theirs fails, it stays.
+    """
+    lengths = np.array([period.steps for period in config.periods])
+    ends = np.cumsum(lengths)
+    low = np.array([period.final_learning_rate for period in config.periods])
+    height = np.array([period.restart for period in config.periods]) * (config.learning_rate - low)
+
+    def learning_rate(step: ArrayLike) -> Array:
+        step = jnp.asarray(step)
+        index = jnp.minimum(jnp.searchsorted(jnp.asarray(ends), step), len(ends) - 1)
+        fraction = jnp.minimum((step - jnp.asarray(ends - lengths)[index]) / jnp.asarray(lengths)[index], 1)
+        # (1 + cos 2x) / 2, which in float32 keeps its digits where it is small.
+        falling = jnp.square(jnp.cos(jnp.pi / 2 * fraction))
+        return jnp.asarray(low, jnp.float32)[index] + jnp.asarray(height, jnp.float32)[index] * falling
+
+    return learning_rate
 
 
 def cosine_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike], Array]:

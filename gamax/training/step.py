@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Shaped
 
 from gamax.config import Experiment
 from gamax.data.preprocessing import preprocess
-from gamax.training.losses import LOSSES
-from gamax.training.optimizer import cosine_schedule, make_optimizer
+from gamax.training.losses import weighted_sum
+from gamax.training.optimizer import make_optimizer, make_schedule
 from gamax.training.state import TrainState
 
 Batch = Mapping[str, Shaped[Array, "b h w c"]]
@@ -30,9 +30,9 @@ def make_train_step(
     happen inside, keyed by the step. An update with a gradient that is not finite is skipped and counted.
     """
     data, training = experiment.data, experiment.training
-    loss_function = LOSSES[training.loss]
+    loss_function = weighted_sum({**training.auxiliary_losses, training.loss: 1.0})
     optimizer = make_optimizer(experiment.optimizer)
-    schedule = cosine_schedule(experiment.optimizer, training.steps)
+    schedule = make_schedule(experiment.optimizer, training.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)

@@ -1,41 +1,69 @@
 from __future__ import annotations
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import laplace
 
-from gamax.training.losses import LOSSES
+import gamax
+from gamax.config import LossName
+from gamax.errors import UserError
+from gamax.training.losses import LOSSES, weighted_sum
+from gamax.training.sharding import make_mesh
 
 
 def pair() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    target = rng.random((3, 4, 5, 3))
+    target = rng.random((3, 13, 14, 3))
     # Errors of very different size in the images of a batch tell a mean of logarithms from a logarithm of means.
-    return target + rng.normal(size=target.shape) * np.array([0.3, 0.01, 1e-5])[:, None, None, None], target
+    restored = target + rng.normal(size=target.shape) * np.array([0.3, 0.01, 1e-5])[:, None, None, None]
+    return restored.astype(np.float32).astype(np.float64), target.astype(np.float32).astype(np.float64)
+
+
+def laplacians(images: np.ndarray) -> np.ndarray:
+    planes = [laplace(images[image, :, :, channel]) for image, channel in np.ndindex(len(images), images.shape[-1])]
+    return np.stack(planes)[:, 1:-1, 1:-1]
+
+
+def fourier(difference: np.ndarray) -> float:
+    spectrum = np.fft.fft2(difference, axes=(1, 2))
+    return np.mean([abs(spectrum.real), abs(spectrum.imag)])
 
 
 EXPECTED = {
-    "l1": lambda d: np.mean(abs(d)),
-    "mse": lambda d: np.mean(d**2),
-    "charbonnier": lambda d: np.mean(np.sqrt(d**2 + 1e-6)),
-    "psnr": lambda d: np.mean([10 * np.log10(np.mean(image**2) + 1e-8) for image in d]),
+    "l1": lambda x, y: np.mean(abs(x - y)),
+    "mse": lambda x, y: np.mean((x - y) ** 2),
+    "charbonnier": lambda x, y: np.mean(np.sqrt((x - y) ** 2 + 1e-6)),
+    "psnr": lambda x, y: np.mean([10 * np.log10(np.mean(image**2) + 1e-8) for image in x - y]),
+    "edge": lambda x, y: np.mean(np.sqrt((laplacians(x) - laplacians(y)) ** 2 + 1e-6)),
+    "frequency": lambda x, y: fourier(x - y),
+    "ssim": lambda x, y: 1 - np.mean([gamax.ssim(*images, peak=1) for images in zip(x, y, strict=True)]),
 }
 
 
+def test_every_loss_has_its_name_in_the_configuration():
+    assert set(LOSSES) == set(typing.get_args(LossName)) == set(EXPECTED)
+
+
 @pytest.mark.parametrize("name", LOSSES)
-def test_it_equals_numpy(name):
-    restored, target = pair()
-    expected = EXPECTED[name](restored.astype(np.float32).astype(np.float64) - target.astype(np.float32))
+@pytest.mark.parametrize("columns", [13, 14])
+def test_it_equals_numpy(name, columns):
+    restored, target = (images[:, :, :columns] for images in pair())
     result = jax.jit(LOSSES[name])(jnp.asarray(restored, jnp.float32), jnp.asarray(target, jnp.float32))
-    assert result == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(EXPECTED[name](restored, target), rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "floor"), [("l1", 0), ("mse", 0), ("charbonnier", 1e-3), ("psnr", -80)])
+@pytest.mark.parametrize(
+    ("name", "floor"),
+    [("l1", 0), ("mse", 0), ("charbonnier", 1e-3), ("psnr", -80), ("edge", 1e-3), ("frequency", 0), ("ssim", 0)],
+)
 def test_equal_images_give_the_floor_and_a_finite_gradient(name, floor):
-    target = jnp.full((2, 3, 3, 3), 0.5)
+    target = jnp.full((2, 12, 12, 3), 0.5)
     value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(target, target)
-    assert value == pytest.approx(floor, rel=1e-6)
+    assert value == pytest.approx(floor, rel=1e-6, abs=1e-6)
     assert jnp.isfinite(gradient).all()
 
 
@@ -43,3 +71,31 @@ def test_the_psnr_loss_is_minus_the_psnr():
     restored, target = jnp.full((1, 2, 2, 3), 0.6), jnp.full((1, 2, 2, 3), 0.5)
     # A difference of a tenth is 20 dB; the 1e-8 in it weigh 4e-6 dB, the float32 difference 1e-5.
     assert LOSSES["psnr"](restored, target) == pytest.approx(-20, abs=2e-5)
+
+
+def test_a_weighted_sum_is_one():
+    restored, target = (jnp.asarray(images, jnp.float32) for images in pair())
+    total = weighted_sum({"edge": 0.05, "frequency": 0.1, "charbonnier": 1.0})(restored, target)
+    expected = (
+        0.05 * EXPECTED["edge"](*pair()) + 0.1 * EXPECTED["frequency"](*pair()) + EXPECTED["charbonnier"](*pair())
+    )
+    assert total == pytest.approx(expected, rel=1e-5)
+    # One loss alone has the very same value.
+    np.testing.assert_array_equal(weighted_sum({"psnr": 1.0})(restored, target), LOSSES["psnr"](restored, target))
+
+
+@pytest.mark.parametrize(("name", "side"), [("edge", 2), ("ssim", 10)])
+def test_crops_that_are_too_small_are_named(name, side):
+    images = jnp.zeros((1, side, 20, 3))
+    with pytest.raises(UserError, match=f"the loss '{name}' needs crops of at least {side + 1} pixels a side"):
+        LOSSES[name](images, images)
+
+
+@pytest.mark.parametrize("name", ["frequency", "ssim", "edge"])
+def test_a_divided_batch_is_not_gathered(name):
+    mesh = make_mesh((8, 1, 1))
+    placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32, sharding=placement)
+    program = jax.jit(jax.grad(LOSSES[name])).lower(images, images).compile().as_text()
+    assert "all-gather" not in program
+    assert "all-to-all" not in program

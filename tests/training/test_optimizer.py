@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gamax.config import OptimizerConfig
-from gamax.training.optimizer import cosine_schedule, make_optimizer
+from gamax.config import CosinePeriod, OptimizerConfig
+from gamax.training.optimizer import cosine_schedule, make_optimizer, make_schedule
 
 
 @pytest.mark.parametrize("case", ["nafnet_true_cosine_200k", "nafnet_true_cosine_400k"])
@@ -21,6 +21,28 @@ def test_the_schedule_is_that_of_nafnet(case, shared_folder):
     rates = [float(schedule(jnp.int32(step))) for step in fixture["steps"]]
     # Relative as the fixture suggests; absolute, half a unit in the last place of a float32 cosine near -1.
     np.testing.assert_allclose(rates, fixture["lr"], rtol=1e-6, atol=options["base_lr"] / 2 * 2**-24)
+
+
+@pytest.mark.parametrize(
+    "case", ["restormer_300k", "lir_derain_450k_450k", "lir_dehaze_400k_350k", "restart_cyclic_short"]
+)
+def test_the_schedule_is_that_of_restormer_and_lir(case, shared_folder):
+    cases = json.loads((shared_folder / "fixtures" / "schedule" / "learning_rates.json").read_text())["cases"]
+    (fixture,) = (item for item in cases if item["name"] == case)
+    options = fixture["config"]
+    periods = zip(options["periods"], options["eta_mins"], options["restart_weights"], strict=True)
+    config = OptimizerConfig(options["base_lr"], periods=tuple(CosinePeriod(*period) for period in periods))
+    schedule = jax.jit(make_schedule(config, sum(options["periods"])))
+    rates = [float(schedule(jnp.int32(step))) for step in fixture["steps"]]
+    np.testing.assert_allclose(rates, fixture["lr"], rtol=1e-6)
+
+
+def test_after_the_last_period_the_learning_rate_stays():
+    config = OptimizerConfig(1e-3, periods=(CosinePeriod(4, 1e-3), CosinePeriod(6, 1e-5, 0.5)))
+    rates = jax.vmap(make_schedule(config, 20))(jnp.arange(20))
+    np.testing.assert_allclose(rates[:5], 1e-3, rtol=1e-6)
+    assert rates[5] == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi / 6)) / 2, rel=1e-5)
+    np.testing.assert_allclose(rates[10:], 1e-5, rtol=1e-5)
 
 
 def closed_form(step: int, config: OptimizerConfig, steps: int) -> float:
