@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     abstract = abstract_params(model, experiment.data.patch_size)
     protocol = find_protocol(experiment.evaluation.protocol)
     mesh = sharding.make_mesh(experiment.training.mesh)
-    sharding.check_batch(mesh, experiment.training.batch_size, experiment.data.patch_size)
+    at_once = experiment.training.batch_size // experiment.training.gradient_accumulation
+    sharding.check_batch(mesh, at_once, experiment.data.patch_size)
     run_folder.check_run(run_dir, experiment)
     evaluation_data = experiment.evaluation.data
     examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None

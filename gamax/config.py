@@ -112,6 +112,9 @@ class TrainingConfig:
     """Optimizer steps; with `batch_size` this fixes the samples seen, whatever the number of devices."""
     batch_size: int = 32
     """Crops in one step over all devices."""
+    gradient_accumulation: int = 1
+    """Parts of a batch that go through the network one after the other; their gradients are averaged. More parts take
+    less memory and give the same update but for rounding."""
     loss: LossName = "psnr"
     """Training loss; `psnr` is the negative PSNR in dB, so negative values are normal."""
     auxiliary_losses: dict[str, float] = field(default_factory=dict)
@@ -395,6 +398,11 @@ def check(experiment: Experiment) -> None:
             "optimizer.weight_decay": (0 <= optimizer.weight_decay < math.inf, "not be negative"),
             "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
             "training.batch_size": (training.batch_size >= 1, "be at least 1"),
+            "training.gradient_accumulation": (
+                training.gradient_accumulation >= 1
+                and training.batch_size % max(training.gradient_accumulation, 1) == 0,
+                "be at least 1 and divide training.batch_size",
+            ),
             "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
             "training.seed": (0 <= training.seed < 2**32, "be from 0 to below 2^32"),
             "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),

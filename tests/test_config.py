@@ -210,6 +210,7 @@ def test_the_configuration_file_comes_first(arguments):
 VIOLATIONS = {
     "optimizer.learning_rate": [0.0, -1.0, float("nan"), float("inf")],
     "optimizer.final_learning_rate": [-1e-9, 1.0],
+    "training.gradient_accumulation": [0, -1, 3],
     "optimizer.warmup_steps": [-1, 200_000],
     "optimizer.periods": [(CosinePeriod(0),), (CosinePeriod(3, 1.0),), (CosinePeriod(3, 1e-6, 2.0),)],
     "optimizer.beta1": [-0.1, 1.0],

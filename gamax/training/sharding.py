@@ -38,13 +38,13 @@ def make_mesh(shape: tuple[int, int, int]) -> Mesh:
     return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch(mesh: Mesh, batch_size: int, patch_size: int) -> None:
-    """Raises `UserError` if the batch or the rows of a crop cannot be divided over the mesh."""
+def check_batch(mesh: Mesh, at_once: int, patch_size: int) -> None:
+    """Raises `UserError` if the crops that are computed at once, or their rows, cannot be divided over the mesh."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
+    if at_once % shards:
         raise UserError(
-            f"training.batch_size {batch_size} is not divisible by the {shards} devices along data and fsdp; "
-            f"use a multiple of {shards} or another training.mesh"
+            f"training.batch_size / training.gradient_accumulation is {at_once}, not divisible by the {shards} devices "
+            f"along data and fsdp; use a multiple of {shards} or another training.mesh"
         )
     if patch_size % mesh.shape["rows"]:
         raise UserError(f"data.patch_size {patch_size} is not divisible by the {mesh.shape['rows']} devices along rows")

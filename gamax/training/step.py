@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from gamax.config import Experiment
@@ -27,7 +28,8 @@ def make_train_step(
     """Returns `train_step(state, batch)`, to be jitted with the state donated.
 
     The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, 3]`. Augmentation and degradation
-    happen inside, keyed by the step. An update with a gradient that is not finite is skipped and counted.
+    happen inside, keyed by the step, to the whole batch, which may then go through the network in parts. An update with
+    a gradient that is not finite is skipped and counted.
     """
     data, training = experiment.data, experiment.training
     loss_function = weighted_sum({**training.auxiliary_losses, training.loss: 1.0})
@@ -37,11 +39,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
 
-        def loss_of(params: Any) -> Array:
+        def loss_of(params: Any, inputs: Array, targets: Array) -> Array:
             restored: Any = model.apply({"params": params}, inputs)
             return loss_function(restored, targets)
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        loss, grads = _mean_over_parts(
+            jax.value_and_grad(loss_of), state.params, (inputs, targets), training.gradient_accumulation
+        )
         gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(gradient_norm)
 
@@ -59,3 +63,21 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped), metrics
 
     return train_step
+
+
+def _mean_over_parts(function: Callable[..., Any], params: Any, batch: tuple[Array, ...], parts: int) -> Any:
+    """The mean of `function(params, *part)` over equal parts of the batch, one after the other in a loop."""
+    if parts == 1:
+        return function(params, *batch)
+
+    def split(images: Array) -> Array:
+        # Each part takes every `parts`-th image, so that a batch divided over devices needs not be moved.
+        return images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: tuple[Array, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(params, *part)), None
+
+    shapes = jax.eval_shape(function, params, *(images[: len(images) // parts] for images in batch))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = lax.scan(add, zeros, tuple(map(split, batch)))
+    return jax.tree.map(lambda leaf: leaf / parts, total)

@@ -51,7 +51,7 @@ def test_a_mesh_that_does_not_fit_is_named(shape, message):
 def test_batches_and_rows_must_divide_over_the_mesh():
     mesh = sharding.make_mesh((2, 2, 2))
     sharding.check_batch(mesh, 8, 30)
-    with pytest.raises(UserError, match=r"batch_size 6 .* 4 devices along data and fsdp; use a multiple of 4"):
+    with pytest.raises(UserError, match=r"is 6, not divisible by the 4 devices .*; use a multiple of 4"):
         sharding.check_batch(mesh, 6, 30)
     with pytest.raises(UserError, match="patch_size 31 is not divisible by the 2 devices along rows"):
         sharding.check_batch(mesh, 8, 31)

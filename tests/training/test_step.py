@@ -12,6 +12,7 @@ from gamax.blocks import Conv
 from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
 from gamax.data.degradations import GaussianNoise
 from gamax.training.optimizer import cosine_schedule, make_optimizer
+from gamax.training.sharding import batch_sharding, make_mesh
 from gamax.training.state import TrainState, create_state
 from gamax.training.step import make_train_step
 
@@ -153,3 +154,27 @@ def test_the_state_before_the_first_step_has_the_parameters_of_the_networks_own_
     expected = jax.jit(MODEL.init)(key, jnp.zeros((1, 8, 8, 3)))["params"]
     state = create_state(MODEL, OPTIMIZER, seed=3, patch_size=8, ema=False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, expected)
+
+
+@pytest.mark.parametrize("loss", ["mse", "psnr"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_same_update(loss, parts, state):
+    def updated(parts: int) -> Any:
+        training = TrainingConfig(steps=100, batch_size=4, loss=loss, gradient_accumulation=parts)
+        experiment = Experiment(data=NOISY, optimizer=CONFIG, training=training)
+        return jax.jit(make_train_step(MODEL, experiment))(state, batch())
+
+    (whole, whole_metrics), (divided, metrics) = updated(1), updated(parts)
+    assert differs(divided.params, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), divided.params, whole.params)
+    assert float(metrics["loss"]) == pytest.approx(float(whole_metrics["loss"]), rel=1e-5)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(whole_metrics["gradient_norm"]), rel=1e-4)
+
+
+def test_parts_of_a_divided_batch_move_no_images_between_devices(state):
+    mesh = make_mesh((2, 4, 1))
+    training = TrainingConfig(steps=100, batch_size=16, loss="mse", gradient_accumulation=2)
+    step = make_train_step(MODEL, Experiment(data=NOISY, optimizer=CONFIG, training=training))
+    images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8, sharding=batch_sharding(mesh))
+    program = jax.jit(step).lower(state, {"target": images}).compile().as_text()
+    assert not any(name in program for name in ("all-gather", "all-to-all", "collective-permute"))
