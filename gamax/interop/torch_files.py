@@ -47,7 +47,7 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
         raise UserError(f"no weights at '{path}'")
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        content: Mapping[str, Any] = read_safetensors(path)[0]
+        content: Mapping[Any, Any] = read_safetensors(path)[0]
     elif suffix in PICKLED:
         content = _read_pickled(path)
     else:
@@ -64,7 +64,7 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
     return tensors
 
 
-def _unwrap(path: Path, content: Mapping[str, Any], wrapper: str | None) -> Mapping[str, Any]:
+def _unwrap(path: Path, content: Mapping[Any, Any], wrapper: str | None) -> Mapping[Any, Any]:
     named = [key for key, value in content.items() if isinstance(value, Mapping)]
     if wrapper is not None:
         if wrapper not in named:
@@ -79,7 +79,7 @@ def _unwrap(path: Path, content: Mapping[str, Any], wrapper: str | None) -> Mapp
     return content[known[0]]
 
 
-def _read_pickled(path: Path) -> Mapping[str, Any]:
+def _read_pickled(path: Path) -> Mapping[Any, Any]:
     torch = import_torch(f"reading '{path}'")
     try:
         with warnings.catch_warnings(action="ignore"):
