@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -31,17 +32,14 @@ def torch_twin(state_dict: Mapping[str, np.ndarray]) -> Any | None:
     if not (importlib.util.find_spec("spandrel") and importlib.util.find_spec("torchvision")):
         return None
     _make_torchvision_importable(torch)
-    from spandrel import ModelLoader, UnsupportedModelError
-
+    spandrel = importlib.import_module("spandrel")
     # Networks under licences that forbid commercial use are in a package of their own, which is not required.
     if importlib.util.find_spec("spandrel_extra_arches"):
-        import spandrel_extra_arches
-
-        spandrel_extra_arches.install(ignore_duplicates=True)
+        importlib.import_module("spandrel_extra_arches").install(ignore_duplicates=True)
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}
     try:
-        return ModelLoader("cpu").load_from_state_dict(tensors).model.eval()
-    except UnsupportedModelError:
+        return spandrel.ModelLoader("cpu").load_from_state_dict(tensors).model.eval()
+    except spandrel.UnsupportedModelError:
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import warnings
@@ -120,12 +121,11 @@ def write_state_dict(path: Path, tensors: StateDict) -> None:
 def import_torch(purpose: str) -> Any:
     """The module `torch`; `UserError` that names the extra to install if there is none."""
     try:
-        import torch
+        return importlib.import_module("torch")
     except ImportError as error:
         raise UserError(
             f"{purpose} needs PyTorch: pip install 'gamax[torch]', or convert the file to .safetensors elsewhere"
         ) from error
-    return torch
 
 
 def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
