@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from gamax.blocks.adaptive_filter import AdaptiveFilter
 from gamax.blocks.attention import SqueezeExcite
 from gamax.blocks.convolution import Conv, ConvTranspose
-from gamax.blocks.naf import simple_gate
+from gamax.blocks.naf import residual_scale, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.patch_attention import PatchAttention
 
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = Conv(2 * channels, 1, use_bias=False, name="expand", **dtypes)(x)
         y = Conv(2 * channels, 3, depthwise=True, use_bias=False, name="spatial", **dtypes)(y)
-        scale = _residual_scale(self, channels, y.dtype)
+        scale = residual_scale(self, "residual_scale", channels, y.dtype)
         y = _stored(y, scale[0])
         y = nn.gelu(LayerNorm(name="norm", **dtypes)(y), approximate=False)
         y = Conv(channels, 1, use_bias=False, name="project", **dtypes)(y)
@@ -66,7 +66,7 @@ class ResidualGate(nn.Module):
         x = x.astype(self.dtype or x.dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = Conv(2 * channels, 1, name="expand", **dtypes)(LayerNorm(name="norm", **dtypes)(x))
-        return x + _residual_scale(self, channels, y.dtype) * simple_gate(y)
+        return x + residual_scale(self, "residual_scale", channels, y.dtype) * simple_gate(y)
 
 
 class AttentionBlock(nn.Module):
@@ -128,10 +128,6 @@ class EAABlock(nn.Module):
         y = attention(5, self.patch, 1, jnp.concatenate([refined, half], axis=-1))
         y = double(name="upsample_5")(y)
         return y + x - double(name="degradation")(half - refined)
-
-
-def _residual_scale(module: ResBlock | ResidualGate, channels: int, dtype: DTypeLike) -> Array:
-    return module.param("residual_scale", nn.initializers.zeros, (channels,), module.param_dtype).astype(dtype)
 
 
 def _stored(x: Float[Array, "b h w c"], any_number: Float[Array, ""]) -> Float[Array, "b h w c"]:

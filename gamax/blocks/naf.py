@@ -67,12 +67,12 @@ class NAFBlock(nn.Module):
         if self.mixing is not None:
             y = self.mixing(y)
         y = Conv(channels, 1, name="project", **dtypes)(y)
-        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
+        x = x + residual_scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = LayerNorm(name="channel_norm", **dtypes)(x)
         y = Conv(2 * channels, 1, name="channel_expand", **dtypes)(y)
         y = Conv(channels, 1, name="channel_project", **dtypes)(simple_gate(y))
-        return x + _scale(self, "channel_scale", channels, y.dtype) * y
+        return x + residual_scale(self, "channel_scale", channels, y.dtype) * y
 
 
 class BaselineBlock(nn.Module):
@@ -99,12 +99,12 @@ class BaselineBlock(nn.Module):
         y = Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
         y = SqueezeExcite(2, self.window, name="mixing", **dtypes)(nn.gelu(y, approximate=False))
         y = Conv(channels, 1, name="project", **dtypes)(y)
-        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
+        x = x + residual_scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = LayerNorm(name="channel_norm", **dtypes)(x)
         y = nn.gelu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(y), approximate=False)
         y = Conv(channels, 1, name="channel_project", **dtypes)(y)
-        return x + _scale(self, "channel_scale", channels, y.dtype) * y
+        return x + residual_scale(self, "channel_scale", channels, y.dtype) * y
 
 
 class PlainBlock(nn.Module):
@@ -128,12 +128,13 @@ class PlainBlock(nn.Module):
         y = Conv(self.expansion * channels, 1, name="expand", **dtypes)(x)
         y = nn.relu(Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y))
         y = Conv(channels, 1, name="project", **dtypes)(y)
-        x = x + _scale(self, "spatial_scale", channels, y.dtype) * y
+        x = x + residual_scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = nn.relu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(x))
         y = Conv(channels, 1, name="channel_project", **dtypes)(y)
-        return x + _scale(self, "channel_scale", channels, y.dtype) * y
+        return x + residual_scale(self, "channel_scale", channels, y.dtype) * y
 
 
-def _scale(block: NAFBlock | BaselineBlock | PlainBlock, name: str, channels: int, dtype: DTypeLike) -> Array:
+def residual_scale(block: nn.Module, name: str, channels: int, dtype: DTypeLike) -> Array:
+    """The learned scale `[channels]` of a residual, a parameter of `block` that starts at zero."""
     return block.param(name, nn.initializers.zeros, (channels,), block.param_dtype).astype(dtype)

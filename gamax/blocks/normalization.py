@@ -1,4 +1,4 @@
-"""Normalisation over the channels of every pixel."""
+"""Normalisation: over the channels of every pixel, and to unit length."""
 
 from __future__ import annotations
 
@@ -35,3 +35,10 @@ class LayerNorm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
             normalised = centred * inverse_deviation * scale + bias
         return normalised.astype(nn.dtypes.canonicalize_dtype(x, scale, dtype=self.dtype))
+
+
+def l2_normalize(x: Float[Array, "*shape"], axis: int) -> Float[Array, "*shape"]:
+    """Divides by the norm along an axis, at least 1e-12, as `torch.nn.functional.normalize` does; float32."""
+    values = x.astype(jnp.float32)
+    squares = jnp.square(values).sum(axis, keepdims=True)
+    return values * lax.rsqrt(jnp.maximum(squares, 1e-24))

@@ -6,20 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.blocks.convolution import Conv
-from gamax.blocks.normalization import LayerNorm
+from gamax.blocks.normalization import LayerNorm, l2_normalize
 from gamax.errors import UserError
-
-
-def _unit_over_pixels(x: Float[Array, "b p heads d"]) -> Float[Array, "b p heads d"]:
-    """Divides every channel by its norm over the image, as `torch.nn.functional.normalize` does."""
-    values = x.astype(jnp.float32)
-    squares = jnp.square(values).sum(1, keepdims=True)
-    return (values * lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
 
 
 class TransposedAttention(nn.Module):
@@ -62,8 +54,8 @@ class TransposedAttention(nn.Module):
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         cosines = jnp.einsum(
             "bphc,bphd->bhcd",
-            _unit_over_pixels(query),
-            _unit_over_pixels(key),
+            l2_normalize(query, axis=1).astype(query.dtype),
+            l2_normalize(key, axis=1).astype(key.dtype),
             preferred_element_type=jnp.float32,
         )
         attention = jax.nn.softmax(cosines * temperature[:, None, None].astype(jnp.float32)).astype(value.dtype)

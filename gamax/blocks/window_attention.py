@@ -11,13 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8, Int32
 
 from gamax.blocks.convolution import Conv
 from gamax.blocks.naf import simple_gate
-from gamax.blocks.normalization import LayerNorm
+from gamax.blocks.normalization import LayerNorm, l2_normalize
 from gamax.errors import UserError
 
 # The authors draw from a normal distribution truncated at +-2, a hundred standard deviations.
@@ -108,13 +107,6 @@ class PositionBias(nn.Module):
         return (16 * nn.sigmoid(table)).T[:, _offset_rows(size)]
 
 
-def _unit(x: Float[Array, "n p heads d"], axis: int) -> Float[Array, "n p heads d"]:
-    """Divides by the norm along an axis, as `torch.nn.functional.normalize` does; float32."""
-    values = x.astype(jnp.float32)
-    squares = jnp.square(values).sum(axis, keepdims=True)
-    return values * lax.rsqrt(jnp.maximum(squares, 1e-24))
-
-
 class WindowAttention(nn.Module):
     """Shifted-window dconv attention (SWDA): half the channels attend between pixels, half between channels.
 
@@ -175,8 +167,8 @@ class WindowAttention(nn.Module):
         query, key, value = self._heads(qkv)
         logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (self.heads,), self.param_dtype)
         factor = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), _MAX_LOGIT_SCALE))
-        query = (_unit(query, -1) * factor[:, None]).astype(value.dtype)
-        key = _unit(key, -1).astype(value.dtype)
+        query = (l2_normalize(query, -1) * factor[:, None]).astype(value.dtype)
+        key = l2_normalize(key, -1).astype(value.dtype)
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
         bias = PositionBias(self.heads, self.window_size, param_dtype=self.param_dtype, name="position_bias")
         logits = logits + bias()
@@ -189,7 +181,7 @@ class WindowAttention(nn.Module):
 
     def _between_channels(self, qkv: Float[Array, "n p c"]) -> Float[Array, "n p d"]:
         query, key, value = self._heads(qkv)
-        query, key = _unit(query, 1).astype(value.dtype), _unit(key, 1).astype(value.dtype)
+        query, key = l2_normalize(query, 1).astype(value.dtype), l2_normalize(key, 1).astype(value.dtype)
         cosines = jnp.einsum("nphc,nphd->nhcd", query, key, preferred_element_type=jnp.float32)
         attention = softmax_plus_one(cosines).astype(value.dtype)
         return jnp.einsum("nhcd,nphd->nphc", attention, value).reshape(*qkv.shape[:2], -1)

@@ -14,7 +14,7 @@ import flax.linen as nn
 from gamax.errors import UserError
 from gamax.files import check_writable
 from gamax.interop.key_maps import find_key_map, key_map
-from gamax.interop.torch_files import PICKLED, StateDict, read_state_dict, write_state_dict
+from gamax.interop.torch_files import SUFFIXES, StateDict, read_state_dict, write_state_dict
 from gamax.interop.torch_weights import export_tensors, import_tensors, torch_shapes
 from gamax.interop.weights import WEIGHTS_NAME, load_weights, save_weights
 from gamax.models import VARIANTS, abstract_params, create_model
@@ -76,7 +76,7 @@ def _description(source: Path) -> str | None:
 
 
 def _export(source: Path, output: Path, described: str, model_name: str | None) -> Conversion:
-    _check_writable_as(output, (*PICKLED, ".safetensors"))
+    _check_writable_as(output, SUFFIXES)
     model, params = load_weights(source)
     name = json.loads(described)["model"]
     if model_name not in (None, name):

@@ -18,9 +18,10 @@ from gamax.errors import UserError
 from gamax.files import replace_atomically
 from gamax.interop.weights import read_safetensors
 
-PICKLED = (".pth", ".pt", ".pkl", ".ckpt")
+SUFFIXES = (".pth", ".pt", ".pkl", ".ckpt", ".safetensors")
+"""Of the files that can be read and written; all but the last need PyTorch."""
 WRAPPERS = ("params", "params_ema", "state_dict", "model", "model_state_dict")
-"""Keys under which training programs keep the state dict, those of the average and the raw weights first."""
+"""Keys under which training programs keep the state dict; the raw weights before their average."""
 
 StateDict = dict[str, np.ndarray]
 
@@ -38,22 +39,18 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
 
     """
     if path.is_dir():
-        parts = sorted(part for part in path.iterdir() if part.suffix in (*PICKLED, ".safetensors"))
+        parts = sorted(part for part in path.iterdir() if part.suffix.lower() in SUFFIXES)
         if not parts:
-            raise UserError(f"the folder '{path}' holds no {', '.join((*PICKLED, '.safetensors'))} file")
+            raise UserError(f"the folder '{path}' holds no {', '.join(SUFFIXES)} file")
         return {
             f"{part.stem}.{name}": value for part in parts for name, value in read_state_dict(part, wrapper).items()
         }
     if not path.is_file():
         raise UserError(f"no weights at '{path}'")
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        content: Mapping[Any, Any] = read_safetensors(path)[0]
-    elif suffix in PICKLED:
-        content = _read_pickled(path)
-    else:
-        raise UserError(f"'{path}' is none of {', '.join((*PICKLED, '.safetensors'))}")
-
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"'{path}' is none of {', '.join(SUFFIXES)}")
+    is_safetensors = path.suffix.lower() == ".safetensors"
+    content: Mapping[Any, Any] = read_safetensors(path)[0] if is_safetensors else _read_pickled(path)
     content = _unwrap(path, content, wrapper)
     other = [name for name, value in content.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
     if other or not content:
@@ -102,18 +99,16 @@ def _read_pickled(path: Path) -> Mapping[Any, Any]:
 
 
 def write_state_dict(path: Path, tensors: StateDict) -> None:
-    """Writes a `.safetensors` file, or a `.pth` file with the tensors under `params` as the authors' programs do."""
+    """Writes a `.safetensors` file; any other is one of PyTorch, with the tensors under `params` as the authors do."""
     if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import save
 
         content = save(tensors)
-    elif path.suffix.lower() in PICKLED:
+    else:
         torch = import_torch(f"writing '{path}'")
         buffer = io.BytesIO()
         torch.save({"params": {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}}, buffer)
         content = buffer.getvalue()
-    else:
-        raise UserError(f"weights are written as .safetensors or .pth, not as '{path.name}'")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, content)
 
