@@ -8,6 +8,7 @@ A file in `configs/` builds one `Experiment`; every field can be overridden on t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -55,7 +56,7 @@ class DataConfig:
     encoding: Literal["png", "raw"] = "png"
     """How training cuts are stored: `raw` is read ten times faster and takes about twice the disk."""
     patch_size: int = 256
-    """Side of the random crop that the network is trained on, in pixels."""
+    """Side of the random crop that the network is trained on, in pixels; that of the first stage of several."""
     augment: bool = True
     """Flip and turn every crop at random (the eight symmetries of the square)."""
     degradations: tuple[Degradation, ...] = ()
@@ -105,16 +106,31 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of training with crops of one size."""
+
+    first_step: int = 0
+    """The number of steps before it."""
+    patch_size: int = 256
+    """Side of the random crop, in pixels."""
+    batch_size: int = 32
+    """Crops in one step over all devices."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How long, how much at once, on which devices."""
 
     steps: int = 200_000
     """Optimizer steps; with `batch_size` this fixes the samples seen, whatever the number of devices."""
     batch_size: int = 32
-    """Crops in one step over all devices."""
-    gradient_accumulation: int = 1
+    """Crops in one step over all devices; those of the first stage of several."""
+    progressive: tuple[Stage, ...] = ()
+    """Later stages with other patch and batch sizes, in order (Restormer, LIR); each is compiled before training
+    begins."""
+    gradient_accumulation: Literal["auto"] | int = "auto"
     """Parts of a batch that go through the network one after the other; their gradients are averaged. More parts take
-    less memory and give the same update but for rounding."""
+    less memory and give the same update but for rounding. `auto` takes as few as the memory of the devices allows."""
     loss: LossName = "psnr"
     """Training loss; `psnr` is the negative PSNR in dB, so negative values are normal."""
     auxiliary_losses: dict[str, float] = field(default_factory=dict)
@@ -123,12 +139,15 @@ class TrainingConfig:
     """Decay of the moving average of the parameters, which is then evaluated and saved; None for no average."""
     seed: int = 0
     """Seed of the initial parameters, the data order, the augmentation and the degradation."""
-    mesh: tuple[int, int, int] = (-1, 1, 1)
-    """Devices along `data` (batch), `fsdp` (parameters) and `rows` (image height); one -1 takes the rest."""
+    mesh: Literal["auto"] | tuple[int, int, int] = "auto"
+    """Devices along `data` (batch), `fsdp` (batch and parameters) and `rows` (image height); one -1 takes the rest.
+    `auto` splits parameters if they take much of a device, and rows if there are more devices than crops."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    """Steps between checkpoints; an evaluation makes one too."""
     checkpoints_kept: int = 3
-    """How many of the latest checkpoints to keep."""
+    """How many of the latest checkpoints to keep, beside the one with the best evaluation."""
+    checkpoints_kept_every: int | None = None
+    """Keep also the checkpoints of every multiple of so many steps."""
     max_skipped_steps: int = 100
     """Stop when this many updates in a row were skipped because a gradient was not finite."""
 
@@ -155,6 +174,27 @@ class LoggingConfig:
     """Steps between lines of `metrics.jsonl`."""
     tensorboard: bool = True
     """Also write TensorBoard event files."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases (needs the extra `wandb`)."""
+    profile: tuple[int, int] | None = None
+    """Record these steps, first and last, with JAX's profiler, into `profile/` of the run folder."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes that train together, each on its own devices.
+
+    TPU pods, SLURM and Kubernetes are recognised by JAX; elsewhere give all three addresses to every process.
+    """
+
+    coordinator_address: str | None = None
+    """`HOST:PORT` of the first process, as all others reach it."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    detect: bool = True
+    """Whether to look for a cluster; off, a process inside one trains alone."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +207,7 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -204,7 +245,7 @@ def _dotted(path: str, name: str) -> str:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    is_union = isinstance(hint, types.UnionType) and hint is not Degradation
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint is not Degradation
     options = typing.get_args(hint) if is_union else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
@@ -398,20 +439,58 @@ def check(experiment: Experiment) -> None:
             "optimizer.weight_decay": (0 <= optimizer.weight_decay < math.inf, "not be negative"),
             "optimizer.gradient_clip": (optimizer.gradient_clip is None or optimizer.gradient_clip > 0, "be above 0"),
             "training.batch_size": (training.batch_size >= 1, "be at least 1"),
+            "training.progressive": (
+                _in_order(training.progressive, experiment.data.cut_size),
+                "have growing first steps above 0, patch sizes from 1 to data.cut_size and batches of at least 1",
+            ),
             "training.gradient_accumulation": (
-                training.gradient_accumulation >= 1
-                and training.batch_size % max(training.gradient_accumulation, 1) == 0,
-                "be at least 1 and divide training.batch_size",
+                training.gradient_accumulation == "auto"
+                or (
+                    training.gradient_accumulation >= 1
+                    and all(stage.batch_size % training.gradient_accumulation == 0 for stage in stages(experiment))
+                ),
+                "be 'auto', or at least 1 and divide training.batch_size (of every stage)",
             ),
             "training.ema_decay": (training.ema_decay is None or 0 < training.ema_decay < 1, "be between 0 and 1"),
             "training.seed": (0 <= training.seed < 2**32, "be from 0 to below 2^32"),
             "training.checkpoint_every": (training.checkpoint_every >= 1, "be at least 1"),
             "training.checkpoints_kept": (training.checkpoints_kept >= 1, "be at least 1"),
+            "training.checkpoints_kept_every": (
+                training.checkpoints_kept_every is None or training.checkpoints_kept_every >= 1,
+                "be at least 1",
+            ),
             "training.max_skipped_steps": (training.max_skipped_steps >= 1, "be at least 1"),
             "evaluation.every": (experiment.evaluation.every >= 0, "not be negative"),
             "logging.every": (experiment.logging.every >= 1, "be at least 1"),
+            "logging.profile": (
+                experiment.logging.profile is None
+                or 1 <= experiment.logging.profile[0] <= experiment.logging.profile[1] <= training.steps,
+                "be a first and a last step, from 1 to training.steps",
+            ),
         },
     )
+
+
+def stages(experiment: Experiment) -> tuple[Stage, ...]:
+    """The parts of training, one after the other; those that would begin behind the last step are left out."""
+    training = experiment.training
+    first = Stage(0, experiment.data.patch_size, training.batch_size)
+    return (first, *(stage for stage in training.progressive if stage.first_step < training.steps))
+
+
+def samples_seen(experiment: Experiment, step: int) -> int:
+    """Crops that went through the network in the first `step` steps."""
+    parts = stages(experiment)
+    ends = [*(stage.first_step for stage in parts[1:]), step]
+    return sum(
+        max(0, min(end, step) - stage.first_step) * stage.batch_size for stage, end in zip(parts, ends, strict=True)
+    )
+
+
+def _in_order(progressive: Sequence[Stage], largest: int) -> bool:
+    first_steps = [0, *(stage.first_step for stage in progressive)]
+    growing = all(before < after for before, after in itertools.pairwise(first_steps))
+    return growing and all(1 <= stage.patch_size <= largest and stage.batch_size >= 1 for stage in progressive)
 
 
 def check_data(data: DataConfig) -> None:

@@ -1,4 +1,4 @@
-"""Which device holds what: the mesh, and the rules for batches and for the training state.
+"""Which device holds what: the mesh, and the rules for batches, for the training state and for what may be exchanged.
 
 Axes: `data` splits the batch; `fsdp` splits the batch too, and with it the parameters and the optimizer state;
 `rows` splits the image height, the compiler exchanging the halo rows. One device is the trivial mesh, so the same
@@ -8,51 +8,97 @@ program runs everywhere (this is what `pmap` and `pjit` have become: `jax.jit` w
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gamax.config import Stage
 from gamax.errors import UserError
 
 AXES = ("data", "fsdp", "rows")
 SMALLEST_SPLIT = 2**14
 """Parameters with fewer elements stay whole on every device: gathering them would cost more than they take."""
+STATE_FRACTION = 0.25
+"""The part of a device's memory that the training state may take before `auto` splits it over `fsdp`."""
+FEWEST_ROWS = 32
+"""Rows that `auto` leaves on a device at least: with fewer, most of them would be halo."""
 
 
-def make_mesh(shape: tuple[int, int, int]) -> Mesh:
-    """The mesh over all devices of all hosts; one -1 in `shape` stands for the devices that remain.
+def mesh_shape(
+    requested: Literal["auto"] | tuple[int, int, int],
+    devices: int,
+    stage: Stage,
+    *,
+    state_bytes: int,
+    device_bytes: int,
+) -> tuple[int, int, int]:
+    """The sizes of `data`, `fsdp` and `rows`, from what the configuration asks for.
+
+    Args:
+        requested: three sizes, one of which may be -1 for the devices that remain, or `auto`.
+        devices: how many there are.
+        stage: the batch and its crops.
+        state_bytes: of the training state and one gradient.
+        device_bytes: memory of one device.
 
     Raises:
-        UserError: if the shape does not use exactly the devices there are.
+        UserError: if the sizes do not use exactly the devices there are, or the batch cannot be divided over them.
 
     """
-    devices = jax.device_count()
-    known = math.prod(size for size in shape if size != -1)
-    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise UserError(f"training.mesh must be three positive sizes, at most one of them -1, not {shape}")
-    resolved = tuple(devices // known if size == -1 else size for size in shape)
-    if math.prod(resolved) != devices:
-        raise UserError(f"training.mesh {shape} does not fit {devices} device(s): the sizes must multiply to {devices}")
-    # The compiler propagates shardings (Auto); explicit ones reject the reshapes of pixel shuffle.
-    return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def check_batch(mesh: Mesh, at_once: int, patch_size: int) -> None:
-    """Raises `UserError` if the crops that are computed at once, or their rows, cannot be divided over the mesh."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if at_once % shards:
+    if requested == "auto":
+        return _automatic_shape(devices, stage, state_bytes, device_bytes)
+    known = math.prod(size for size in requested if size != -1)
+    if requested.count(-1) > 1 or any(size < 1 and size != -1 for size in requested):
+        raise UserError(f"training.mesh must be three positive sizes, at most one of them -1, not {requested}")
+    data, fsdp, rows = (devices // known if size == -1 else size for size in requested)
+    if data * fsdp * rows != devices:
         raise UserError(
-            f"training.batch_size / training.gradient_accumulation is {at_once}, not divisible by the {shards} devices "
-            f"along data and fsdp; use a multiple of {shards} or another training.mesh"
+            f"training.mesh {requested} does not fit {devices} device(s): the sizes must multiply to {devices}"
         )
-    if patch_size % mesh.shape["rows"]:
-        raise UserError(f"data.patch_size {patch_size} is not divisible by the {mesh.shape['rows']} devices along rows")
+    if stage.batch_size % (data * fsdp):
+        raise UserError(
+            f"training.batch_size {stage.batch_size} is not divisible by the {data * fsdp} devices along data and "
+            f"fsdp; use a multiple of {data * fsdp} or another training.mesh"
+        )
+    if stage.patch_size % rows:
+        raise UserError(f"data.patch_size {stage.patch_size} is not divisible by the {rows} devices along rows")
+    return data, fsdp, rows
+
+
+def _automatic_shape(devices: int, stage: Stage, state_bytes: int, device_bytes: int) -> tuple[int, int, int]:
+    allowed = STATE_FRACTION * device_bytes
+    divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+    fsdp = next((size for size in divisors if state_bytes <= allowed * size), devices)
+    data = max(
+        (size for size in divisors if (devices // fsdp) % size == 0 and stage.batch_size % (size * fsdp) == 0),
+        default=0,
+    )
+    rows = devices // (fsdp * data) if data else 0
+    if not data or stage.patch_size % rows or (rows > 1 and stage.patch_size // rows < FEWEST_ROWS):
+        raise UserError(
+            f"{devices} devices cannot share a batch of {stage.batch_size} crops of {stage.patch_size} pixels evenly; "
+            f"use {_fitting(devices, stage)} devices, or another training.batch_size"
+        )
+    return data, fsdp, rows
+
+
+def _fitting(devices: int, stage: Stage) -> int:
+    """The most devices, no more than there are, that divide the batch."""
+    return max(size for size in range(1, devices + 1) if stage.batch_size % size == 0)
+
+
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all hosts, or over those given."""
+    # The compiler propagates shardings (Auto); explicit ones reject the reshapes of pixel shuffle.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of images `[B, H, W, C]`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows"))
+    """Of the batch `[B, H, W, C]` as it is loaded: whole images, which augmentation may turn."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -72,3 +118,46 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     return jax.tree.map(rule, state)
+
+
+def gather(mesh: Mesh, params: Any) -> Any:
+    """The parameters whole on every device for the computation; their gradients are split again as the state is.
+
+    Without it the compiler may divide channels among the devices, and exchange activations, which are larger.
+    """
+
+    def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        @jax.custom_vjp
+        def gathered(leaf: jax.Array) -> jax.Array:
+            return lax.with_sharding_constraint(leaf, replicated(mesh))
+
+        gathered.defvjp(
+            lambda leaf: (gathered(leaf), None),
+            lambda _, gradient: (lax.with_sharding_constraint(gradient, sharding),),
+        )
+        return gathered(leaf)
+
+    return jax.tree.map(whole, params, state_sharding(mesh, params))
+
+
+def split_rows(mesh: Mesh, images: Any) -> Any:
+    """Images `[B, H, W, C]` as the network is given them: the batch over `data` and `fsdp`, the height over `rows`.
+
+    They are whole before: augmentation turns them, and its random numbers are those of one device.
+    """
+    whole = lax.with_sharding_constraint(images, batch_sharding(mesh))
+    return lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows")))
+
+
+def planned_collectives(mesh: Mesh) -> set[str]:
+    """The kinds of exchange between devices that a training step on this mesh is meant to have.
+
+    Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts;
+    of `rows`, halos.
+    """
+    planned = {"all-reduce"} if mesh.size > 1 else set()
+    if mesh.shape["fsdp"] > 1:
+        planned |= {"all-gather", "reduce-scatter"}
+    if mesh.shape["rows"] > 1:
+        planned |= {"collective-permute"}
+    return planned

@@ -27,15 +27,22 @@ class TrainState:
     """Never changes: the randomness of a step comes from folding the step into it."""
     skipped: Any
     """How many updates in a row were skipped because a gradient was not finite."""
+    skipped_total: Any
+    """How many were skipped since the first step."""
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, patch_size: int, ema: bool
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    patch_size: int,
+    ema: bool,
+    channels: int = 3,
 ) -> TrainState:
     """The state before the first step; a pure function of its arguments."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     # `lazy_init` runs the initialisers alone; `init` would compile every operation of the network first.
-    images = jax.ShapeDtypeStruct((1, patch_size, patch_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, patch_size, patch_size, channels), jnp.float32)
     params = model.lazy_init(init_key, images)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -44,4 +51,5 @@ def create_state(
         opt_state=optimizer.init(params),
         key=step_key,
         skipped=jnp.zeros((), jnp.int32),
+        skipped_total=jnp.zeros((), jnp.int32),
     )

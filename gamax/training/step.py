@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from gamax.config import Experiment
 from gamax.data.preprocessing import preprocess
 from gamax.training.losses import weighted_sum
 from gamax.training.optimizer import make_optimizer, make_schedule
+from gamax.training.sharding import gather, split_rows
 from gamax.training.state import TrainState
 
 Batch = Mapping[str, Shaped[Array, "b h w c"]]
@@ -23,13 +25,14 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def make_train_step(
-    model: nn.Module, experiment: Experiment
+    model: nn.Module, experiment: Experiment, *, mesh: Mesh | None = None, gradient_accumulation: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch)`, to be jitted with the state donated.
 
-    The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, 3]`. Augmentation and degradation
-    happen inside, keyed by the step, to the whole batch, which may then go through the network in parts. An update with
-    a gradient that is not finite is skipped and counted.
+    The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, C]`. Augmentation and degradation
+    happen inside, keyed by the step, to the whole batch, which then goes through the network in
+    `gradient_accumulation` parts. On a mesh, parameters are gathered and images split as the rules of `sharding` say.
+    An update with a gradient that is not finite is skipped and counted.
     """
     data, training = experiment.data, experiment.training
     loss_function = weighted_sum({**training.auxiliary_losses, training.loss: 1.0})
@@ -40,11 +43,13 @@ def make_train_step(
         inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
 
         def loss_of(params: Any, inputs: Array, targets: Array) -> Array:
+            if mesh is not None:
+                params, (inputs, targets) = gather(mesh, params), split_rows(mesh, (inputs, targets))
             restored: Any = model.apply({"params": params}, inputs)
             return loss_function(restored, targets)
 
         loss, grads = _mean_over_parts(
-            jax.value_and_grad(loss_of), state.params, (inputs, targets), training.gradient_accumulation
+            jax.value_and_grad(loss_of), state.params, (inputs, targets), gradient_accumulation
         )
         gradient_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(gradient_norm)
@@ -59,8 +64,16 @@ def make_train_step(
         new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
         params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate, "skipped": skipped}
-        return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped), metrics
+        skipped_total = state.skipped_total + jnp.where(finite, 0, 1)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "update_norm": learning_rate * optax.tree.norm(updates),
+            "learning_rate": learning_rate,
+            "skipped": skipped,
+            "skipped_total": skipped_total,
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped, skipped_total), metrics
 
     return train_step
 
