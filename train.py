@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gamax import config
+from gamax import config, hosts
+from gamax.config import samples_seen, stages
 from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare, training_channels
 from gamax.environment import environment, versions
@@ -23,27 +25,31 @@ from gamax.evaluation.pictures import save_comparison
 from gamax.evaluation.protocols import find_protocol
 from gamax.evaluation.restorer import Restorer
 from gamax.files import write_json
-from gamax.interop.weights import WEIGHTS_NAME, save_weights
-from gamax.models import abstract_params, count_parameters, create_model
-from gamax.training import run_folder, sharding
+from gamax.interop.weights import BEST_WEIGHTS_NAME, WEIGHTS_NAME, save_weights
+from gamax.models import count_parameters, create_model
+from gamax.training import run_folder
 from gamax.training.checkpoints import Checkpoints
 from gamax.training.loop import train
+from gamax.training.program import stage_meshes, step_programs
+from gamax.training.state import abstract_state
+from gamax.training.watching import SUMMARY_COLUMNS, check_logging, device_memory, summary
 
 
 def main(arguments: list[str]) -> None:
     """Checks everything, trains, saves the weights, evaluates and reports."""
     experiment, name = config.parse(arguments, "train.py")
+    hosts.join(experiment.distributed)
     run_dir = Path(experiment.logging.run_dir or f"runs/{name}")
 
     # Whatever can be wrong is found here, before anything is written to the run folder.
     chosen = experiment.model
     model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
-    abstract = abstract_params(model, experiment.data.patch_size)
     protocol = find_protocol(experiment.evaluation.protocol)
-    mesh = sharding.make_mesh(experiment.training.mesh)
-    at_once = experiment.training.batch_size // experiment.training.gradient_accumulation
-    sharding.check_batch(mesh, at_once, experiment.data.patch_size)
-    run_folder.check_run(run_dir, experiment)
+    abstract = abstract_state(model, experiment)
+    meshes = stage_meshes(experiment, abstract)
+    check_logging(experiment.logging)
+    if hosts.is_first():
+        run_folder.check_run(run_dir, experiment)
     evaluation_data = experiment.evaluation.data
     examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
     channels = training_channels(experiment.data)
@@ -52,37 +58,79 @@ def main(arguments: list[str]) -> None:
             f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels, data.dataset "
             f"{experiment.data.dataset} has {channels}"
         )
-    dataset = prepare(experiment.data)
+    # The first process prepares the dataset for all those that share its disk.
+    dataset = prepare(experiment.data) if hosts.is_first() else None
+    hosts.wait_for_all("dataset")
+    dataset = dataset or prepare(experiment.data)
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
-    check_examples(examples, protocol, model, abstract)
+    check_examples(examples, protocol, model, abstract.params)
 
-    say(f"{chosen.name}: {count_parameters(abstract):,} parameters")
+    say(f"{chosen.name}: {count_parameters(abstract.params):,} parameters")
     say(f"training on {dataset.num_images['train']} images, evaluating on {len(examples)} ({protocol.name})")
-    say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
+    say(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
+    # Stages are compiled before the first step: the last one must not fail after a week.
+    crops = {name: (dataset.train[0][name].shape[-1], dataset.train[0][name].dtype) for name in channels}
+    program_of = step_programs(model, experiment, meshes, abstract, crops)
+    ends = [*(stage.first_step for stage in stages(experiment)[1:]), experiment.training.steps]
+    for stage, end in zip(stages(experiment), ends, strict=True):
+        if end > run_folder.saved_step(run_dir):
+            program_of(stage)
 
     def evaluate_params(params: Any) -> Evaluation:
-        return evaluate(Restorer(model, params), examples, protocol)
+        return evaluate(Restorer(model, jax.device_put(params)), examples, protocol)
+
+    def save(name: str, params: Any) -> str | None:
+        if not hosts.is_first():
+            return None
+        return save_weights(run_dir / name, params, chosen.name, chosen.overrides, dtype=chosen.dtype)
 
     with run_folder.open_run(run_dir, experiment):
-        with closing(Checkpoints(run_dir / "checkpoints", experiment.training.checkpoints_kept)) as checkpoints:
-            params, seconds = train(experiment, model, dataset, mesh, run_dir, checkpoints, evaluate_params)
-        weights_sha256 = save_weights(run_dir / WEIGHTS_NAME, params, chosen.name, chosen.overrides, dtype=chosen.dtype)
-
-        scores = evaluate_params(params)
-        save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
-        result = {
-            **scores.record(),
-            "steps": experiment.training.steps,
-            "seconds": seconds,
-            "weights_sha256": weights_sha256,
-            "versions": versions(),
-            "environment": environment(),
-        }
-        write_json(run_dir / "result.json", result)
+        kept, kept_every = experiment.training.checkpoints_kept, experiment.training.checkpoints_kept_every
+        with closing(Checkpoints(run_dir / "checkpoints", kept=kept, kept_every=kept_every)) as checkpoints:
+            trained = train(
+                experiment,
+                model,
+                dataset,
+                meshes,
+                program_of,
+                run_dir,
+                checkpoints,
+                evaluate_params,
+                save_best=partial(save, BEST_WEIGHTS_NAME),
+            )
+        weights_sha256 = save(WEIGHTS_NAME, trained.params)
+        scores = evaluate_params(trained.params)
+        if hosts.is_first():
+            save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
+            result = {
+                **scores.record(),
+                "steps": experiment.training.steps,
+                "samples": samples_seen(experiment, experiment.training.steps),
+                "seconds": trained.seconds,
+                "weights_sha256": weights_sha256,
+                "versions": versions(),
+                "environment": environment(),
+            }
+            write_json(run_dir / "result.json", result)
+    steps, samples = experiment.training.steps, samples_seen(experiment, experiment.training.steps)
+    figures = summary(
+        steps=steps,
+        samples=samples,
+        epochs=samples / len(dataset.train),
+        seconds=trained.seconds,
+        input_wait=trained.input_wait,
+        skipped=trained.skipped,
+        memory=device_memory(),
+        loss=trained.loss,
+        metric="PSNR",
+        best=trained.best,
+        last=(steps, scores.mean("psnr")),
+    )
+    print_table("training", SUMMARY_COLUMNS, figures)
     print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
-    say(f"trained in {seconds:.0f} s; wrote {WEIGHTS_NAME}, result.json and samples/{protocol.name}.png there")
+    say(f"trained in {trained.seconds:.0f} s; wrote {WEIGHTS_NAME}, result.json and samples/{protocol.name}.png there")
 
 
 if __name__ == "__main__":

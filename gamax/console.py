@@ -49,17 +49,15 @@ def progress_bar(
             ):
                 last_line, reported = now, done
                 to_go = f"{(total - done) / per_second:.0f} s to go" if per_second else ""
-                print(
-                    f"{description} {int(done)}/{total} ({done / total:.0%})  {rate}  {note}  {to_go}".rstrip(),
-                    flush=True,
-                )
+                say(f"{description} {int(done)}/{total} ({done / total:.0%})  {rate}  {note}  {to_go}".rstrip())
 
         yield update
 
 
 def say(text: str) -> None:
-    """Prints one line of text as it is."""
+    """Prints one line of text as it is, at once."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

@@ -9,10 +9,20 @@ from difflib import get_close_matches
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
+RESTART_EXIT_CODE = 75
+"""Everything was saved when the system asked to stop; the same command goes on (EX_TEMPFAIL)."""
 
 
 class UserError(ValueError):
     """Input that the user can correct: one sentence that names the thing and the remedy."""
+
+
+class StoppedError(Exception):
+    """Work that was asked to stop and has saved where it was."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(name: str, valid: Collection[str]) -> str:
@@ -35,12 +45,18 @@ def nearest(name: str, valid: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into its sentence on stderr and exit code 2, and Ctrl-C into exit code 130."""
+    """Turns a `UserError` into its sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
+
+    Work that saved itself when it was asked to stop exits with the code of its `StoppedError`.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT_CODE)

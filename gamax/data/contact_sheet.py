@@ -57,9 +57,9 @@ def _step_images(config: DataConfig, seed: int, step: int, batch_size: int) -> t
         seed=seed,
         threads=config.loader_threads,
         skip_corrupt=config.skip_corrupt,
+        first_sample=step * batch_size,
     )
     with closing(batches):
-        batches.set_state({"next_index": step})
         batch = next(batches)
     # As `create_state` makes it; the training package imports this one.
     _, key = jax.random.split(jax.random.key(seed))

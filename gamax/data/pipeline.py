@@ -21,18 +21,18 @@ def training_batches(
     seed: int,
     threads: int,
     skip_corrupt: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    first_sample: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Iterates without end over batches of random crops, shuffled anew every epoch.
 
-    Yields dictionaries with `target` and, for paired data, `input`: uint8 or uint16 `[batch_size, P, P, C]` with
-    P = `patch_size`, the same window cut from both. `batch_size` is that of one process; all processes together read
-    every image once an epoch, and exactly what a single process with the whole batch would read.
+    Yields dictionaries with `target` and, for paired data, `input`: uint8 or uint16 `[len(rows), P, P, C]` with
+    P = `patch_size`, the same window cut from both. Images must be at least `patch_size` wide and high.
 
-    The batches depend on `seed` alone, not on the number of threads. `get_state()` returns a dictionary that JSON can
-    hold, with the number of batches already yielded; after `set_state(state)` an iterator continues behind them. Images
-    must be at least `patch_size` wide and high.
+    All crops of a training are one endless stream that depends on `seed` alone. Batches are cut from it behind the
+    `first_sample` crops that have been seen, so training continues exactly after an interruption, with another batch
+    size, or on another number of processes: each reads only its `rows`, the places in every batch that its devices
+    hold (all of them by default). The number of threads changes nothing.
 
     An example that cannot be read raises `UserError`, which names its file, from `next`; with `skip_corrupt` the next
     one that can be read takes its place, which is said once.
@@ -45,9 +45,10 @@ def training_batches(
     # Without a number of epochs, grain overflows at a batch size of 1; a million million images are as good as no end.
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(10**12 // len(source))
     # Cropped before dividing among processes: the window then depends on the position in the whole stream.
-    dataset = dataset.random_map(partial(_random_crop, patch_size=patch_size))
+    stream = dataset.random_map(partial(_random_crop, patch_size=patch_size))
+    share = _Share(stream, first_sample, batch_size, range(batch_size) if rows is None else rows)
     # Batched before threads come in: each of them makes whole batches, in an order that is given beforehand.
-    dataset = dataset[process_index::process_count].batch(batch_size)
+    dataset = grain.MapDataset.source(share).batch(len(share.rows))
     # As many batches ahead as threads: more would only take memory, at 6 MiB for 32 crops of 256.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(dataset.to_iter_dataset(options))
@@ -71,6 +72,20 @@ def _random_crop(example: Example, rng: np.random.Generator, *, patch_size: int)
     y = rng.integers(height - patch_size + 1)
     x = rng.integers(width - patch_size + 1)
     return {name: example[name][y : y + patch_size, x : x + patch_size] for name in names}
+
+
+class _Share(Sequence[dict[str, np.ndarray]]):
+    """The places `rows` of the batches that follow the first samples of a stream, one after the other."""
+
+    def __init__(self, stream: Sequence[dict[str, np.ndarray]], first: int, batch_size: int, rows: Sequence[int]):
+        self._stream, self._first, self._batch_size, self.rows = stream, first, batch_size, rows
+
+    def __len__(self) -> int:
+        return (len(self._stream) - self._first) // self._batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:  # pyrefly: ignore[bad-override]
+        batch, place = divmod(index, len(self.rows))
+        return self._stream[self._first + batch * self._batch_size + self.rows[place]]
 
 
 class _SkipCorrupt(Sequence[Example]):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gamax import hosts
 from gamax.data.examples import Example
 from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
@@ -82,6 +83,8 @@ def evaluate(
 ) -> Evaluation:
     """Restores every example as the protocol says and scores it on the host in float64.
 
+    Several processes share the images; each returns all rows, and the first one the pictures.
+
     Args:
         restorer: the network, in the mode to be judged.
         examples: a sequence that loads each image when it is asked for.
@@ -95,13 +98,20 @@ def evaluate(
     if not examples:
         raise UserError("there is no image to evaluate on")
     rows: list[dict[str, Any]] = []
-    worst: list[Comparison] = []
-    for index in range(len(examples)):
-        row, comparison = _score(restorer, examples[index], protocol)
-        rows.append(row)
-        worst = sorted([*worst, comparison], key=lambda item: item.psnr_restored)[:PICTURED]
+    pictures: dict[int, Comparison] = {}
+    for index in range(jax.process_index(), len(examples), jax.process_count()):
+        row, pictures[index] = _score(restorer, examples[index], protocol)
+        rows.append({"index": index, **row})
+        kept = sorted(pictures, key=lambda index: pictures[index].psnr_restored)[:PICTURED]
+        pictures = {index: pictures[index] for index in kept}
         progress(index + 1)
-    return Evaluation(protocol, restorer.settings(), rows, worst)
+    rows = sorted(hosts.gather_records(rows), key=lambda row: row["index"])
+    worst = [row["index"] for row in sorted(rows, key=lambda row: row["psnr"])[:PICTURED]]
+    if hosts.is_first():
+        # Those that other processes have scored.
+        pictures |= {index: _score(restorer, examples[index], protocol)[1] for index in worst if index not in pictures}
+    rows = [{name: value for name, value in row.items() if name != "index"} for row in rows]
+    return Evaluation(protocol, restorer.settings(), rows, [pictures[index] for index in worst if index in pictures])
 
 
 def check_examples(examples: Sequence[Example], protocol: Protocol, model: nn.Module, params: Any) -> None:

@@ -18,6 +18,7 @@ from gamax.files import replace_atomically
 from gamax.models import abstract_params, create_model
 
 WEIGHTS_NAME = "weights.safetensors"
+BEST_WEIGHTS_NAME = "weights_best.safetensors"
 
 
 def save_weights(

@@ -2,140 +2,271 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 import time
-from collections.abc import Callable
-from contextlib import closing
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gamax.config import Experiment
+from gamax import hosts
+from gamax.config import Experiment, Stage, samples_seen, stages, to_dict
 from gamax.console import progress_bar, say
 from gamax.data.datasets import PreparedDataset
 from gamax.data.pipeline import training_batches
-from gamax.errors import UserError
+from gamax.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, StoppedError, UserError
 from gamax.evaluation.evaluate import Evaluation
+from gamax.evaluation.pictures import save_comparison
 from gamax.training.checkpoints import Checkpoints
-from gamax.training.optimizer import make_optimizer
-from gamax.training.run_folder import MetricsLog
-from gamax.training.sharding import batch_sharding, replicated, state_sharding
-from gamax.training.state import TrainState, create_state
-from gamax.training.step import make_train_step
+from gamax.training.program import StepProgram
+from gamax.training.sharding import state_sharding
+from gamax.training.state import TrainState, abstract_state, initial_state
+from gamax.training.watching import InputWait, MetricsLog, Profiler, device_memory
+
+STEPS_IN_FLIGHT = 2
+"""Steps that the host may be ahead of the devices: enough to keep them busy, few enough to hold few batches."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training ends with."""
+
+    params: Any
+    """The parameters to use (their moving average if the run keeps one), whole, as NumPy arrays."""
+    seconds: float
+    """Spent in training over all starts, without evaluations."""
+    input_wait: float
+    """The part of `seconds` that the devices may have waited for images."""
+    skipped: int
+    """Updates skipped because a gradient was not finite."""
+    loss: float
+    """Of the last step."""
+    best: tuple[int, float] | None
+    """Step and PSNR of the best evaluation during training."""
 
 
 def train(
     experiment: Experiment,
     model: nn.Module,
     dataset: PreparedDataset,
-    mesh: Mesh,
+    meshes: Mapping[Stage, Mesh],
+    program_of: Callable[[Stage], StepProgram],
     run_dir: Path,
     checkpoints: Checkpoints,
     evaluate_params: Callable[[Any], Evaluation],
-) -> tuple[Any, float]:
-    """Trains, or finishes training that was interrupted.
+    save_best: Callable[[Any], object],
+) -> Trained:
+    """Trains, or finishes training that was interrupted. Every process of a cluster calls it.
 
     Args:
         experiment: the checked configuration.
         model: the network.
         dataset: the images to train on.
-        mesh: the devices.
+        meshes: the devices of every stage.
+        program_of: the compiled step of a stage.
         run_dir: the run folder, already opened.
         checkpoints: those of the run.
         evaluate_params: scores parameters; called every `evaluation.every` steps, its means are logged.
-
-    Returns:
-        The parameters to use (their moving average if the run keeps one), and the seconds spent in training, over all
-        starts, without evaluations.
+        save_best: called with the parameters whenever an evaluation is the best so far.
 
     Raises:
         UserError: if the data is not that of the earlier start, or the gradients stay infinite or not a number.
+        StoppedError: when the system asked to stop (SIGTERM, Ctrl-C) and everything has been saved.
+
     """
-    training = experiment.training
-    initial_state = partial(
-        create_state,
-        model,
-        make_optimizer(experiment.optimizer),
-        training.seed,
-        experiment.data.patch_size,
-        training.ema_decay is not None,
-    )
-    abstract_state = jax.eval_shape(initial_state)
-    shardings = state_sharding(mesh, abstract_state)
-    train_step = jax.jit(
-        make_train_step(model, experiment),
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
-
-    restored = checkpoints.restore(abstract_state, shardings)
-    if restored:
-        state, progress = restored
-        say(f"resuming from the checkpoint of step {int(state.step)}")
-        if progress["data"] != dataset.fingerprint:
-            raise UserError(
-                f"the training images have changed since the checkpoint in '{run_dir}' was written; "
-                "start anew with another --logging.run-dir, or put the images back"
-            )
-    else:
-        state, progress = jax.device_put(initial_state(), shardings), {"seconds": 0.0}
+    training, every = experiment.training, experiment.logging.every
+    state, progress = _start(experiment, model, dataset, meshes, checkpoints, run_dir)
     step = int(state.step)
-
-    batches = training_batches(
-        dataset.train,
-        patch_size=experiment.data.patch_size,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        threads=experiment.data.loader_threads,
-        skip_corrupt=experiment.data.skip_corrupt,
-    )
-    # One batch a step: the position in the data follows from the step.
-    batches.set_state({"next_index": step})
-    log = MetricsLog(run_dir, step, experiment.logging.tensorboard)
-
+    waited, waited_before = InputWait(), progress["input_wait"]
     # Moved forward by the time that evaluations take, which is not training.
-    started = time.monotonic() - float(progress["seconds"])
-    logged_at, logged_step, note = time.monotonic(), step, ""
-    bar = progress_bar("training", training.steps, "images", step, training.batch_size)
-    with closing(batches), closing(log), bar as update:
-        while step < training.steps:
-            state, metrics = train_step(state, jax.device_put(next(batches), batch_sharding(mesh)))
-            step += 1
-            last = step == training.steps
+    started = time.monotonic() - progress["seconds"]
+    logged_at, logged_samples, note = time.monotonic(), samples_seen(experiment, step), ""
+    in_flight: deque[jax.Array] = deque()
+    mesh = next(iter(meshes.values()))
 
+    with ExitStack() as stack:
+        stop_requested = stack.enter_context(_stop_signals())
+        batches = stack.enter_context(closing(_batches(experiment, dataset, program_of, step)))
+        update = stack.enter_context(
+            progress_bar(
+                "training", training.steps, "images", step, samples_seen(experiment, training.steps) / training.steps
+            )
+        )
+        log = None
+        if hosts.is_first():
+            log = stack.enter_context(closing(MetricsLog(run_dir, step, experiment.logging, to_dict(experiment))))
+        profiler = Profiler(run_dir, experiment.logging.profile)
+
+        while step < training.steps:
+            profiler.before(step + 1)
+            with waited:
+                program, batch = next(batches)
+            if program.mesh != mesh:
+                state, mesh = jax.jit(lambda leaves: leaves, out_shardings=program.state_shardings)(state), program.mesh
+            state, metrics = program.step(state, batch)
+            step += 1
+            profiler.after(step, metrics)
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+
+            last = step == training.steps
             values: dict[str, float] = {}
-            if step % experiment.logging.every == 0 or last:
+            if step % every == 0 or last:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                note = f"loss {values['loss']:.4f}"
-                now = time.monotonic()
-                values["samples"] = step * training.batch_size
-                values["images_per_second"] = (step - logged_step) * training.batch_size / (now - logged_at)
-                logged_at, logged_step = now, step
+                progress["loss"], note = values["loss"], f"loss {values['loss']:.4f}"
+                now, samples = time.monotonic(), samples_seen(experiment, step)
+                values |= {
+                    "samples": samples,
+                    "images_per_second": (samples - logged_samples) / (now - logged_at),
+                    "input_wait": waited.fraction(),
+                    **device_memory(),
+                }
+                logged_at, logged_samples = now, samples
                 if values["skipped"] >= (1 if last else training.max_skipped_steps):
-                    raise UserError(
-                        f"the gradient was not finite in the last {values['skipped']:.0f} step(s), up to step {step}; "
-                        f"start again in another --logging.run-dir with a lower optimizer.learning_rate"
-                    )
+                    _explain(experiment, model, state, batch, int(values["skipped"]), run_dir)
             update(step, note)
 
+            score = None
             if experiment.evaluation.every and step % experiment.evaluation.every == 0 and not last:
                 before = time.monotonic()
-                scores = evaluate_params(result_params(state))
+                params = hosts.fetch(program.mesh, result_params(state))
+                scores = evaluate_params(params)
+                score = scores.mean("psnr")
                 values |= {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
+                if progress["best"] is None or score > progress["best"][1]:
+                    progress["best"] = (step, score)
+                    save_best(params)
+                if log:
+                    picture = run_dir / "samples" / f"step-{step:08d}.png"
+                    save_comparison(picture, scores.worst)
+                    log.picture(step, "restored worst", picture)
                 paused = time.monotonic() - before
                 started, logged_at = started + paused, logged_at + paused
-            if values:
+            if values and log:
                 log.write(step, values)
-            if step % training.checkpoint_every == 0 or last:
-                progress = {"seconds": time.monotonic() - started, "data": dataset.fingerprint}
-                checkpoints.save(step, state, progress)
-    return result_params(state), float(progress["seconds"])
+
+            exit_code = stop_requested(step)
+            if score is not None or step % training.checkpoint_every == 0 or last or exit_code:
+                progress |= {
+                    "samples": samples_seen(experiment, step),
+                    "seconds": time.monotonic() - started,
+                    "input_wait": waited_before + waited.total,
+                    "skipped": int(state.skipped_total),
+                }
+                checkpoints.save(step, state, progress, score)
+            if exit_code and not last:
+                checkpoints.close()
+                raise StoppedError(
+                    f"asked to stop: saved after step {step} of {training.steps}; the same command goes on", exit_code
+                )
+    return Trained(
+        params=hosts.fetch(next(reversed(meshes.values())), result_params(state)),
+        seconds=progress["seconds"],
+        input_wait=progress["input_wait"] / max(progress["seconds"], 1e-9),
+        skipped=progress["skipped"],
+        loss=progress["loss"],
+        best=progress["best"] and tuple(progress["best"]),
+    )
 
 
 def result_params(state: TrainState) -> Any:
     """The parameters that a run is judged by."""
     return state.params if state.ema_params is None else state.ema_params
+
+
+def _start(
+    experiment: Experiment,
+    model: nn.Module,
+    dataset: PreparedDataset,
+    meshes: Mapping[Stage, Mesh],
+    checkpoints: Checkpoints,
+    run_dir: Path,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the record of progress to go on from, on the mesh of the first stage."""
+    abstract = abstract_state(model, experiment)
+    shardings = state_sharding(next(iter(meshes.values())), abstract)
+    restored = checkpoints.restore(abstract, shardings)
+    if restored is None:
+        state = hosts.place(initial_state(model, experiment), shardings)
+        return state, {"data": dataset.fingerprint, "seconds": 0.0, "input_wait": 0.0, "best": None}
+    state, progress = restored
+    step = int(state.step)
+    say(f"resuming from the checkpoint of step {step}, {progress['samples']:,} samples seen")
+    if progress["data"] != dataset.fingerprint:
+        raise UserError(
+            f"the training images have changed since the checkpoint in '{run_dir}' was written; "
+            "start anew with another --logging.run-dir, or put the images back"
+        )
+    if progress["samples"] != samples_seen(experiment, step):
+        raise UserError(
+            f"the checkpoint of step {step} in '{run_dir}' has seen {progress['samples']:,} samples, not "
+            f"{samples_seen(experiment, step):,} as this configuration; start anew with another --logging.run-dir"
+        )
+    return state, progress
+
+
+def _batches(
+    experiment: Experiment, dataset: PreparedDataset, program_of: Callable[[Stage], StepProgram], step: int
+) -> Iterator[tuple[StepProgram, dict[str, jax.Array]]]:
+    """The batches on the devices behind the first `step`, each with the program of its stage."""
+    ends = [*(stage.first_step for stage in stages(experiment)[1:]), experiment.training.steps]
+    for stage, end in zip(stages(experiment), ends, strict=True):
+        if step >= end:
+            continue
+        program = program_of(stage)
+        rows = hosts.local_rows(program.images, stage.batch_size)
+        batches = training_batches(
+            dataset.train,
+            patch_size=stage.patch_size,
+            batch_size=stage.batch_size,
+            seed=experiment.training.seed,
+            threads=experiment.data.loader_threads,
+            skip_corrupt=experiment.data.skip_corrupt,
+            first_sample=samples_seen(experiment, step),
+            rows=rows,
+        )
+        with closing(batches):
+            for batch in itertools.islice(batches, end - step):
+                yield program, hosts.global_batch(batch, program.images, stage.batch_size, rows)
+        step = end
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[int], int]]:
+    """Yields a function of the step that says with which code to exit behind it; 0 to go on.
+
+    SIGTERM is what schedulers send before they take a machine away. The second Ctrl-C ends the program at once. Among
+    several processes JAX carries the notice to all, and they stop at the same step.
+    """
+    if jax.process_count() > 1:
+        yield lambda step: RESTART_EXIT_CODE if multihost_utils.reached_preemption_sync_point(step) else 0
+        return
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    codes = {signal.SIGTERM: RESTART_EXIT_CODE, signal.SIGINT: INTERRUPTED_EXIT_CODE}
+    try:
+        yield lambda step: codes[received[0]] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _explain(
+    experiment: Experiment, model: nn.Module, state: TrainState, batch: Any, skipped: int, run_dir: Path
+) -> None:
+    """Raises the `UserError` for gradients that are not finite, with what can be found out about the last one."""

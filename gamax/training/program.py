@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from gamax.config import Experiment, Stage
+from gamax.config import Experiment, Stage, stages
+from gamax.console import say
 from gamax.errors import UserError
-from gamax.training.sharding import batch_sharding, planned_collectives, replicated, state_sharding
+from gamax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    mesh_shape,
+    planned_collectives,
+    replicated,
+    state_sharding,
+)
 from gamax.training.state import TrainState
 from gamax.training.step import make_train_step
 
@@ -62,6 +70,63 @@ class StepProgram:
         return set(self.collectives) - planned_collectives(self.mesh)
 
 
+def stage_meshes(experiment: Experiment, abstract_state: TrainState) -> dict[Stage, Mesh]:
+    """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them."""
+    state_bytes = _bytes(abstract_state) + _bytes(abstract_state.params)
+    meshes: dict[Stage, Mesh] = {}
+    for stage in stages(experiment):
+        shape = mesh_shape(
+            experiment.training.mesh,
+            jax.device_count(),
+            stage,
+            state_bytes=state_bytes,
+            device_bytes=device_memory(jax.local_devices()[0]),
+        )
+        first = next(iter(meshes.values()), None)
+        # All in one order of the devices, so that the state needs not move from stage to stage.
+        meshes[stage] = first.update(devices=first.devices.reshape(shape)) if first else make_mesh(shape)
+    return meshes
+
+
+def step_programs(
+    model: nn.Module,
+    experiment: Experiment,
+    meshes: Mapping[Stage, Mesh],
+    abstract_state: TrainState,
+    crops: Mapping[str, tuple[int, DTypeLike]],
+) -> Callable[[Stage], StepProgram]:
+    """The compiled step of every stage; each is compiled when it is first asked for, and described in a line."""
+    memory = device_memory(jax.local_devices()[0])
+
+    @functools.cache
+    def program(stage: Stage) -> StepProgram:
+        started = time.monotonic()
+        compiled = compile_step(model, experiment, stage, meshes[stage], abstract_state, crops, device_bytes=memory)
+        for line in describe(compiled, time.monotonic() - started, memory):
+            say(line)
+        return compiled
+
+    return program
+
+
+def describe(program: StepProgram, seconds: float, device_bytes: int) -> list[str]:
+    """What a run says at its start: the mesh, the bytes on each device, and what devices exchange in one step."""
+    stage, mesh = program.stage, program.mesh
+    parts = f" in {program.gradient_accumulation} parts" if program.gradient_accumulation > 1 else ""
+    exchanges = [f"{count} {kind} ({size / 2**20:.1f} MiB)" for kind, (count, size) in program.collectives.items()]
+    lines = [
+        f"step of {stage.batch_size} crops of {stage.patch_size} pixels{parts}, compiled in {seconds:.0f} s: "
+        f"{mesh.size} device(s) as {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}; on each "
+        f"{program.state_bytes / 2**30:.2f} GiB of state and {program.temporary_bytes / 2**30:.2f} GiB of temporaries, "
+        f"of {device_bytes / 2**30:.1f} GiB"
+    ]
+    if mesh.size > 1:
+        lines.append(f"exchanged between devices in a step: {', '.join(exchanges) or 'nothing'}")
+    if program.unplanned:
+        lines.append(f"warning: {', '.join(sorted(program.unplanned))} is not what this mesh is meant to exchange")
+    return lines
+
+
 def compile_step(
     model: nn.Module,
     experiment: Experiment,
@@ -96,13 +161,10 @@ def compile_step(
         name: jax.ShapeDtypeStruct((*shape, channels), dtype, sharding=batch_sharding(mesh))
         for name, (channels, dtype) in crops.items()
     }
-    state_bytes = sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * _item_size(leaf.dtype)
-        for leaf, sharding in zip(jax.tree.leaves(abstract_state), jax.tree.leaves(shardings), strict=True)
-    )
+    state_bytes = _bytes(jax.tree.map(_shard, abstract_state, shardings))
     requested = experiment.training.gradient_accumulation
     choices = _divisions(stage, mesh) if requested == "auto" else [requested]
-    smallest = None
+    needed = 0
     while choices:
         parts = choices.pop(0)
         train_step = jax.jit(
@@ -110,41 +172,62 @@ def compile_step(
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         )
-        compiled = train_step.lower(state, batch).compile(compiler_options)
-        memory = compiled.memory_analysis()
-        program = StepProgram(
-            stage=stage,
-            mesh=mesh,
-            gradient_accumulation=parts,
-            step=compiled,
-            state_shardings=shardings,
-            state_bytes=state_bytes,
-            temporary_bytes=memory.temp_size_in_bytes if memory else 0,
-            flops=(compiled.cost_analysis() or {}).get("flops", math.nan),
-            collectives=collectives(compiled.as_text() or ""),
-        )
-        if requested != "auto" or device_bytes is None or program.bytes_per_device <= HEADROOM * device_bytes:
-            return program
-        smallest = program
+        try:
+            compiled = train_step.lower(state, batch).compile(compiler_options)
+        except jax.errors.JaxRuntimeError as error:
+            # A TPU's compiler refuses a program that is larger than the memory.
+            refused = _refused_bytes(str(error))
+            if refused is None or device_bytes is None:
+                raise
+            temporary_bytes = refused
+        else:
+            memory = compiled.memory_analysis()
+            program = StepProgram(
+                stage=stage,
+                mesh=mesh,
+                gradient_accumulation=parts,
+                step=compiled,
+                state_shardings=shardings,
+                state_bytes=state_bytes,
+                temporary_bytes=memory.temp_size_in_bytes if memory else 0,
+                flops=(compiled.cost_analysis() or {}).get("flops", math.nan),
+                collectives=collectives(compiled.as_text() or ""),
+            )
+            if requested != "auto" or device_bytes is None or program.bytes_per_device <= HEADROOM * device_bytes:
+                return program
+            temporary_bytes = program.temporary_bytes
+        needed = state_bytes + temporary_bytes
         # Temporary memory falls about as the parts grow: those that cannot fit are not tried.
         room = HEADROOM * device_bytes - state_bytes
-        least = parts * program.temporary_bytes / room if room > 0 else math.inf
+        least = parts * temporary_bytes / room if room > 0 else math.inf
         choices = [count for count in choices if count >= least] or choices[-1:]
-    needed = smallest.bytes_per_device if smallest else 0
+    divided = "one crop after the other" if requested == "auto" else f"in {requested} part(s)"
     raise UserError(
-        f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, one crop after "
-        f"the other, of {(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
+        f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, {divided}, of "
+        f"{(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
+        f"{'' if requested == 'auto' else 'training.gradient_accumulation auto, '}"
         "--model.overrides remat=true or --model.dtype bfloat16"
     )
+
+
+def _refused_bytes(message: str) -> int | None:
+    """The memory that the compiler says a program would take, if that is why it refused it."""
+    size = re.search(r"(\d+(?:\.\d+)?)([KMG])\b", message)
+    if "RESOURCE_EXHAUSTED" not in message or size is None:
+        return None
+    return int(float(size[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[size[2]])
 
 
 def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _item_size(dtype: Any) -> int:
-    # A key is two words.
-    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+def _shard(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _divisions(stage: Stage, mesh: Mesh) -> list[int]:
@@ -163,20 +246,36 @@ def device_memory(device: Any) -> int:
 
 
 _COLLECTIVE = re.compile(
-    r"^ *(?:ROOT )?%?\S+ = (?P<shape>.*?) "
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(",
-    re.MULTILINE,
+    r"^ *(?:ROOT )?%?\S+ = (?P<shape>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|"
+    r"ragged-all-to-all|collective-broadcast)(?:-done)?\((?:.*?, channel_id=(?P<channel>\d+))?"
 )
+_SCATTERING_FUSION = re.compile(r"^ *%all-reduce-scatter\S* \(.*\) -> (?P<shape>.*) {$")
 _ARRAY = re.compile(r"(?P<type>[a-z]+(?P<bits>\d+)[a-z0-9]*|pred)\[(?P<sizes>[\d,]*)\]")
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kinds of exchange in the text of a compiled program: how often each appears, and the bytes of its results."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for match in _COLLECTIVE.finditer(program):
-        counts[match["kind"]] += 1
-        for array in _ARRAY.finditer(match["shape"]):
-            elements = math.prod(int(size) for size in array["sizes"].split(",") if size)
-            sizes[match["kind"]] += elements * max(int(array["bits"] or 8) // 8, 1)
-    return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
+    """Kinds of exchange in the text of a compiled program: how often each appears, and the bytes of its results.
+
+    An exchange that runs beside computation counts where it is done, as there the result stands alone. A TPU's compiler
+    may also cut one up and fuse the pieces into computations: the pieces have the same channel and count once. It
+    writes a reduce-scatter as a fusion of an all-reduce with slices.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    scattered = None
+    for number, line in enumerate(program.splitlines()):
+        if line.endswith("{"):
+            fusion = _SCATTERING_FUSION.match(line)
+            scattered = fusion["shape"] if fusion else None
+        elif match := _COLLECTIVE.match(line):
+            kind, shape = ("reduce-scatter", scattered) if scattered else (match["kind"], match["shape"])
+            sizes[kind, match["channel"] or f"line {number}"] = sum(map(_array_bytes, _ARRAY.finditer(shape)))
+    counts = Counter(kind for kind, _ in sizes)
+    return {
+        kind: (counts[kind], sum(size for (other, _), size in sizes.items() if other == kind))
+        for kind in sorted(counts)
+    }
+
+
+def _array_bytes(array: re.Match[str]) -> int:
+    elements = math.prod(int(size) for size in array["sizes"].split(",") if size)
+    return elements * max(int(array["bits"] or 8) // 8, 1)

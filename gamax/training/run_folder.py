@@ -8,18 +8,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gamax import hosts
 from gamax.config import Experiment, to_dict
 from gamax.environment import environment, versions
 from gamax.errors import UserError
-from gamax.files import check_writable, lock, replace_atomically, write_json
+from gamax.files import check_writable, lock, write_json
 
 CHANGEABLE = {
     *("prepared_dir", "loader_threads", "skip_corrupt"),
-    *("checkpoint_every", "checkpoints_kept", "max_skipped_steps"),
+    *("checkpoint_every", "checkpoints_kept", "checkpoints_kept_every", "max_skipped_steps"),
+    *("mesh", "gradient_accumulation"),
 }
 """Fields of data and training that a run may be resumed with other values of.
 
-They change no number, but for `skip_corrupt`, which replaces samples that stopped the run.
+They change no number, but for `skip_corrupt`, which replaces samples that stopped the run, and for the last two, which
+change the order of sums, as other devices do.
 """
 
 
@@ -51,48 +54,21 @@ def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], run_dir: P
 def open_run(run_dir: Path, experiment: Experiment) -> Iterator[None]:
     """Makes the run folder, writes what was asked for and adds this start to `environment.json`.
 
-    Keeps other processes out until the block ends; raises `UserError` if one is in.
+    Keeps other runs out until the block ends; raises `UserError` if one is in. Of the processes of one run, the first
+    does so for all.
     """
-    with lock(run_dir, wait=False):
-        write_json(run_dir / "config.json", to_dict(experiment))
-        path = run_dir / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
-        write_json(path, [*starts, {"versions": versions(), **environment()}])
+    with lock(run_dir, wait=False) if hosts.is_first() else contextlib.nullcontext():
+        if hosts.is_first():
+            write_json(run_dir / "config.json", to_dict(experiment))
+            path = run_dir / "environment.json"
+            starts = json.loads(path.read_text()) if path.exists() else []
+            write_json(path, [*starts, {"versions": versions(), **environment()}])
+        hosts.wait_for_all("run folder")
         yield
 
 
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard: one record a logged step, none of them twice after a resumption."""
-
-    def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
-        path = run_dir / "metrics.jsonl"
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # The line that was being written when the run was killed.
-            if record["step"] <= first_step:
-                kept.append(line + "\n")
-        replace_atomically(path, "".join(kept).encode())
-        self._file = path.open("a")
-        self._writer = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one record; a value that is not finite becomes null in the file."""
-        record = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+def saved_step(run_dir: Path) -> int:
+    """The step of the latest checkpoint in the run folder, 0 without one."""
+    folder = run_dir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)

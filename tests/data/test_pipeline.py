@@ -100,17 +100,21 @@ def test_a_restored_iterator_continues_exactly(stop, threads):
     assert_equal(rest, expected[stop:])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_an_epoch_and_reproduce_the_global_batches(count):
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 2], [3, 1]], [[3], [1], [0], [2]]])
+def test_processes_share_an_epoch_and_reproduce_the_global_batches(shares):
     expected, _ = batches(6, length=12)
-    shares = [
-        batches(6, length=12, batch_size=4 // count, process_index=i, process_count=count)[0] for i in range(count)
-    ]
-    epochs = [set(images_of(share[:3])) for share in shares]
+    read = [batches(6, length=12, rows=rows)[0] for rows in shares]
+    epochs = [set(images_of(share[:3])) for share in read]
     assert sum(len(images) for images in epochs) == len(set.union(*epochs)) == 12
-    for step in range(6):
-        together = np.stack([share[step]["target"] for share in shares], axis=1)
-        np.testing.assert_array_equal(together.reshape(4, PATCH, PATCH, 3), expected[step]["target"])
+    for rows, share in zip(shares, read, strict=True):
+        for step in range(6):
+            np.testing.assert_array_equal(share[step]["target"], expected[step]["target"][rows])
+
+
+def test_batches_continue_behind_the_samples_seen_with_another_batch_size():
+    expected = np.concatenate([batch["target"] for batch in batches(9)[0]])
+    rest = batches(4, batch_size=3, first_sample=16)[0] + batches(1, batch_size=8, first_sample=28)[0]
+    np.testing.assert_array_equal(np.concatenate([batch["target"] for batch in rest]), expected[16:])
 
 
 def test_an_image_of_exactly_the_patch_size_and_a_batch_larger_than_the_set():

@@ -1,60 +1,84 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
+from gamax.config import DataConfig, Experiment, OptimizerConfig, Stage, TrainingConfig, stages
 from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
+from gamax.models import create_model
 from gamax.models.gama_ir import GAMAIR
 from gamax.training import sharding
 from gamax.training.optimizer import make_optimizer
+from gamax.training.program import compile_step
 from gamax.training.state import create_state
-from gamax.training.step import make_train_step
 
 # Halves the time to compile; what is tested is how the program is divided.
 FAST = {"xla_backend_optimization_level": 0}
 MODEL = GAMAIR(width=4, depth=3, levels=1, blocks_per_level=1)
 
 
+def shape_of(requested, batch_size=8, patch_size=256, devices=8, state_bytes=1, device_bytes=1000):
+    stage = Stage(0, patch_size, batch_size)
+    return sharding.mesh_shape(requested, devices, stage, state_bytes=state_bytes, device_bytes=device_bytes)
+
+
 @pytest.mark.parametrize(
-    ("shape", "resolved"),
+    ("requested", "resolved"),
     [((-1, 1, 1), (8, 1, 1)), ((2, -1, 1), (2, 4, 1)), ((1, 2, -1), (1, 2, 4)), ((2, 2, 2), (2, 2, 2))],
 )
-def test_the_mesh_takes_all_devices(shape, resolved):
-    mesh = sharding.make_mesh(shape)
+def test_the_mesh_takes_all_devices(requested, resolved):
+    assert shape_of(requested) == resolved
+    mesh = sharding.make_mesh(resolved)
     assert tuple(mesh.shape.values()) == resolved
     assert mesh.axis_names == ("data", "fsdp", "rows")
-    assert mesh.size == 8
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("requested", "options", "message"),
     [
-        ((3, 1, 1), r"\(3, 1, 1\) does not fit 8 device"),
-        ((3, -1, 1), "must multiply to 8"),
-        ((16, -1, 1), "must multiply to 8"),
-        ((2, 2, 1), "must multiply to 8"),
-        ((-1, -1, 1), "at most one of them -1"),
-        ((0, -1, 1), "positive sizes"),
-        ((-2, 1, 4), "positive sizes"),
+        ((3, 1, 1), {}, r"\(3, 1, 1\) does not fit 8 device"),
+        ((3, -1, 1), {}, "must multiply to 8"),
+        ((16, -1, 1), {}, "must multiply to 8"),
+        ((2, 2, 1), {}, "must multiply to 8"),
+        ((-1, -1, 1), {}, "at most one of them -1"),
+        ((0, -1, 1), {}, "positive sizes"),
+        ((-2, 1, 4), {}, "positive sizes"),
+        ((2, 2, 2), {"batch_size": 6}, r"batch_size 6 is not divisible by the 4 devices .*; use a multiple of 4"),
+        ((2, 2, 2), {"patch_size": 31}, "patch_size 31 is not divisible by the 2 devices along rows"),
+        ("auto", {"batch_size": 6, "patch_size": 30}, "8 devices cannot share a batch of 6 .* use 6 devices"),
+        ("auto", {"batch_size": 1, "patch_size": 64}, "8 devices cannot share a batch of 1 .* use 1 devices"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_named(shape, message):
+def test_a_mesh_that_does_not_fit_is_named(requested, options, message):
     with pytest.raises(UserError, match=message):
-        sharding.make_mesh(shape)
+        shape_of(requested, **options)
 
 
-def test_batches_and_rows_must_divide_over_the_mesh():
-    mesh = sharding.make_mesh((2, 2, 2))
-    sharding.check_batch(mesh, 8, 30)
-    with pytest.raises(UserError, match=r"is 6, not divisible by the 4 devices .*; use a multiple of 4"):
-        sharding.check_batch(mesh, 6, 30)
-    with pytest.raises(UserError, match="patch_size 31 is not divisible by the 2 devices along rows"):
-        sharding.check_batch(mesh, 8, 31)
+@pytest.mark.parametrize(
+    ("options", "resolved"),
+    [
+        ({}, (8, 1, 1)),
+        ({"devices": 1, "batch_size": 7, "patch_size": 33}, (1, 1, 1)),
+        # A state of a third of a device goes over two, one of more than all devices over all of them.
+        ({"state_bytes": 330}, (4, 2, 1)),
+        ({"state_bytes": 10**6}, (1, 8, 1)),
+        # More devices than crops: the rest split rows.
+        ({"batch_size": 4}, (4, 1, 2)),
+        ({"batch_size": 2, "state_bytes": 330}, (1, 2, 4)),
+        ({"batch_size": 12, "patch_size": 128}, (4, 1, 2)),
+        ({"devices": 6, "batch_size": 4, "patch_size": 96}, (2, 1, 3)),
+    ],
+)
+def test_the_automatic_mesh_follows_from_devices_batch_and_state(options, resolved):
+    assert shape_of("auto", **options) == resolved
 
 
 @pytest.mark.parametrize(
@@ -78,59 +102,89 @@ def test_large_arrays_are_split_along_their_longest_divisible_axis(shape, spec):
     assert whole.spec == PartitionSpec()
 
 
-def test_a_batch_is_split_over_data_and_fsdp_and_its_rows_over_rows():
+def test_a_batch_is_split_over_data_and_fsdp_whole_images_on_each_device():
     images = jax.device_put(np.zeros((4, 6, 8, 3)), sharding.batch_sharding(sharding.make_mesh((2, 2, 2))))
-    assert {shard.data.shape for shard in images.addressable_shards} == {(1, 3, 8, 3)}
+    assert {shard.data.shape for shard in images.addressable_shards} == {(1, 6, 8, 3)}
 
 
-@pytest.fixture(scope="module")
-def step():
-    config = OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0)
-    data = DataConfig(patch_size=16, degradations=(GaussianNoise((10.0, 30.0)),))
-    training = TrainingConfig(steps=10, batch_size=8, ema_decay=0.9)
-    experiment = Experiment(data=data, optimizer=config, training=training)
-    return make_optimizer(config), make_train_step(MODEL, experiment)
+def test_rows_are_split_for_the_network():
+    mesh = sharding.make_mesh((2, 2, 2))
+    split = jax.jit(lambda images: sharding.split_rows(mesh, images))(np.zeros((4, 6, 8, 3)))
+    assert {shard.data.shape for shard in split.addressable_shards} == {(1, 3, 8, 3)}
 
 
-@pytest.fixture(scope="module")
-def start(step, random_params):
-    state = create_state(MODEL, step[0], seed=0, patch_size=16, ema=True)
-    params = random_params(MODEL, (1, 16, 16, 3))
-    batch = {"target": np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)}
-    return state.replace(params=params, ema_params=params), batch
+def experiment_of(patch_size: int) -> Experiment:
+    data = DataConfig(patch_size=patch_size, degradations=(GaussianNoise((10.0, 30.0)),))
+    training = TrainingConfig(steps=10, batch_size=8, ema_decay=0.9, gradient_accumulation=1)
+    return Experiment(data=data, optimizer=OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0), training=training)
 
 
-@pytest.fixture(scope="module")
-def on_one_device(step, start):
-    return jax.jit(step[1], compiler_options=FAST)(*start)
-
-
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 1, 4), (1, 2, 4)])
-def test_a_step_on_eight_devices_equals_one_on_one(shape, step, start, on_one_device, monkeypatch):
-    # So that arrays of this small network are split too.
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 2)
-    (state, batch), mesh = start, sharding.make_mesh(shape)
-    sharding.check_batch(mesh, 8, 16)
-    shardings, images = sharding.state_sharding(mesh, state), sharding.batch_sharding(mesh)
-    split = [item for item in jax.tree.leaves(shardings.params) if item.spec != PartitionSpec()]
-    assert bool(split) == (mesh.shape["fsdp"] > 1)
-    train_step = jax.jit(
-        step[1],
-        in_shardings=(shardings, images),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        compiler_options=FAST,
+def step_on(shape: tuple[int, int, int], model: nn.Module, patch_size: int, random_params: Any) -> Any:
+    """State and metrics after one step on a mesh, and the program."""
+    experiment, mesh = experiment_of(patch_size), make_submesh(shape)
+    state = create_state(model, make_optimizer(experiment.optimizer), seed=0, patch_size=patch_size, ema=True)
+    params = random_params(model, (1, patch_size, patch_size, 3))
+    state = state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+    batch = {"target": np.random.default_rng(0).integers(0, 256, (8, patch_size, patch_size, 3), np.uint8)}
+    program = compile_step(
+        model, experiment, stages(experiment)[0], mesh, state, {"target": (3, np.uint8)}, compiler_options=FAST
     )
-    result, metrics = train_step(jax.device_put(state, shardings), jax.device_put(batch, images))
-    expected, expected_metrics = on_one_device
+    result = program.step(jax.device_put(state, program.state_shardings), jax.device_put(batch, program.images))
+    return *result, program
 
+
+def make_submesh(shape: tuple[int, int, int]) -> Mesh:
+    return sharding.make_mesh(shape, jax.devices()[: math.prod(shape)])
+
+
+def check_step_on_a_mesh(
+    shape: tuple[int, int, int], model: nn.Module, patch_size: int, one: Any, random_params: Any
+) -> None:
+    """Loss, gradients, parameters and average equal those of one device; only planned exchanges, none of images."""
+    state, metrics, program = step_on(shape, model, patch_size, random_params)
+    expected, expected_metrics, _ = one
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
 
     def close(actual: jax.Array, desired: jax.Array) -> None:
         np.testing.assert_allclose(actual, desired, atol=1e-5 * abs(np.asarray(desired)).max())
 
-    jax.tree.map(close, result.params, expected.params)
-    jax.tree.map(close, result.ema_params, expected.ema_params)
-    # The first moment is the clipped gradient itself.
-    jax.tree.map(close, result.opt_state[1].mu, expected.opt_state[1].mu)
-    assert int(result.step) == 1
+    jax.tree.map(close, state.params, expected.params)
+    jax.tree.map(close, state.ema_params, expected.ema_params)
+    # The first moment is a tenth of the clipped gradient.
+    jax.tree.map(close, state.opt_state[1].mu, expected.opt_state[1].mu)
+    assert int(state.step) == 1
+
+    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.is_fully_replicated]
+    assert bool(split) == (program.mesh.shape["fsdp"] > 1)
+    assert program.unplanned == set()
+    assert set(program.collectives) == sharding.planned_collectives(program.mesh) - {"reduce-scatter"}
+    # What is gathered is parameters, each once: XLA on CPU sums whole gradients, so nothing is scattered.
+    gathered = program.collectives.get("all-gather", (0, 0))
+    assert gathered[0] == len(split)
+    assert gathered[1] == sum(leaf.nbytes for leaf in split)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(random_params):
+    return step_on((1, 1, 1), MODEL, 32, random_params)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2)])
+def test_a_step_on_eight_devices_equals_one_on_one(shape, on_one_device, random_params, monkeypatch):
+    # So that arrays of this small network are split too.
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 2)
+    check_step_on_a_mesh(shape, MODEL, 32, on_one_device, random_params)
+
+
+@pytest.fixture(scope="module", params=["gama_ir_s", "nafnet_sidd_w32"])
+def full_size(request, random_params):
+    model = create_model(request.param)
+    return model, step_on((1, 1, 1), model, 64, random_params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)])
+def test_a_step_of_a_published_network_on_eight_devices_equals_one_on_one(shape, full_size, random_params):
+    model, one = full_size
+    check_step_on_a_mesh(shape, model, 64, one, random_params)

@@ -112,8 +112,9 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(poison, state):
     broken = state.replace(params=params, skipped=jnp.int32(4))
     result, metrics = train_step()(broken, batch())
     assert not np.isfinite(metrics["gradient_norm"])
-    assert_equal(result, broken.replace(step=jnp.int32(1), skipped=jnp.int32(5)))
-    assert int(metrics["skipped"]) == 5
+    expected = broken.replace(step=jnp.int32(1), skipped=jnp.int32(5), skipped_total=jnp.int32(1))
+    assert_equal(result, expected)
+    assert (int(metrics["skipped"]), int(metrics["skipped_total"])) == (5, 1)
 
 
 def test_the_learning_rate_follows_the_step_not_the_number_of_updates(state):
@@ -160,9 +161,9 @@ def test_the_state_before_the_first_step_has_the_parameters_of_the_networks_own_
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_give_the_same_update(loss, parts, state):
     def updated(parts: int) -> Any:
-        training = TrainingConfig(steps=100, batch_size=4, loss=loss, gradient_accumulation=parts)
+        training = TrainingConfig(steps=100, batch_size=4, loss=loss)
         experiment = Experiment(data=NOISY, optimizer=CONFIG, training=training)
-        return jax.jit(make_train_step(MODEL, experiment))(state, batch())
+        return jax.jit(make_train_step(MODEL, experiment, gradient_accumulation=parts))(state, batch())
 
     (whole, whole_metrics), (divided, metrics) = updated(1), updated(parts)
     assert differs(divided.params, state.params)
@@ -173,8 +174,9 @@ def test_parts_of_a_batch_give_the_same_update(loss, parts, state):
 
 def test_parts_of_a_divided_batch_move_no_images_between_devices(state):
     mesh = make_mesh((2, 4, 1))
-    training = TrainingConfig(steps=100, batch_size=16, loss="mse", gradient_accumulation=2)
-    step = make_train_step(MODEL, Experiment(data=NOISY, optimizer=CONFIG, training=training))
+    training = TrainingConfig(steps=100, batch_size=16, loss="mse")
+    experiment = Experiment(data=NOISY, optimizer=CONFIG, training=training)
+    step = make_train_step(MODEL, experiment, mesh=mesh, gradient_accumulation=2)
     images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8, sharding=batch_sharding(mesh))
     program = jax.jit(step).lower(state, {"target": images}).compile().as_text()
     assert not any(name in program for name in ("all-gather", "all-to-all", "collective-permute"))

@@ -1,0 +1,134 @@
+"""Several processes that work together: joining them, and what one may do alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gamax.config import DistributedConfig
+from gamax.console import console
+from gamax.errors import UserError
+
+MOST_SECONDS_TO_JOIN = 300
+
+
+def join(config: DistributedConfig) -> None:
+    """Connects the processes of a cluster; does nothing where there is one process.
+
+    Call it before anything asks for devices. Only the first process prints from then on.
+
+    Raises:
+        UserError: if the addresses are incomplete, the others do not come, or a cluster was found but cannot be used.
+
+    """
+    given = (config.coordinator_address, config.num_processes, config.process_id)
+    explicit = None not in given
+    if not explicit and given != (None, None, None):
+        raise UserError(
+            "several processes need all of --distributed.coordinator-address, --distributed.num-processes and "
+            "--distributed.process-id"
+        )
+    if not explicit and not config.detect:
+        return
+    try:
+        # With addresses nothing is detected.
+        jax.distributed.initialize(*given, initialization_timeout=MOST_SECONDS_TO_JOIN)
+    except ValueError as error:
+        if explicit:
+            raise UserError(f"the processes cannot be joined ({error}); check the --distributed flags") from error
+        # JAX has found no cluster.
+        return
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the processes of this cluster cannot be joined ({reason}); give the addresses with "
+            "--distributed.coordinator-address and its neighbours, or train alone with --distributed.detect False"
+        ) from error
+    console.quiet = jax.process_index() > 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of all processes, of the first process first; their values must fit into JSON."""
+    if jax.process_count() == 1:
+        return records
+    text = np.frombuffer(json.dumps(records).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    parts = [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
+    return [record for part in parts for record in part]
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """The places in a global batch that the devices of this process hold, in order."""
+    held = {
+        row
+        for (rows, *_) in sharding.addressable_devices_indices_map((batch_size, 1, 1, 1)).values()
+        for row in range(*rows.indices(batch_size))
+    }
+    return sorted(held)
+
+
+def global_batch(
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int, rows: list[int]
+) -> dict[str, jax.Array]:
+    """Puts the `rows` of this process on its devices, as parts of arrays over all devices.
+
+    Args:
+        batch: images `[len(rows), H, W, C]` by name.
+        sharding: of the whole batch.
+        batch_size: its images.
+        rows: the places in it that `batch` has, as `local_rows` gives them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)
+    position = {row: index for index, row in enumerate(rows)}
+
+    def whole(images: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return images[position[start] : position[stop - 1] + 1]
+
+        return jax.make_array_from_callback((batch_size, *images.shape[1:]), sharding, part)
+
+    return {name: whole(images) for name, images in batch.items()}
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process has alike on the devices, as parts of arrays over all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def spread(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.jit(jax.random.wrap_key_data)(spread(jax.random.key_data(leaf), sharding))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(spread, tree, shardings)
+
+
+def fetch(mesh: Mesh, arrays: Any) -> Any:
+    """Whole copies in the memory of every process, as NumPy arrays, of arrays that may be divided among all."""
+    whole = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    divided = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(arrays))
+    return jax.tree.map(np.asarray, whole(arrays) if divided else arrays)
