@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_bar(
-    description: str, total: int, unit: str, done: int = 0, units_per_step: int = 1
+    description: str, total: int, unit: str, done: int = 0, units_per_step: float = 1
 ) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time to go; yields `update(done, note="")`; `done` may be a fraction of a step.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gamax.config import DistributedConfig
 from gamax.console import console
@@ -80,12 +80,9 @@ def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """The places in a global batch that the devices of this process hold, in order."""
-    held = {
-        row
-        for (rows, *_) in sharding.addressable_devices_indices_map((batch_size, 1, 1, 1)).values()
-        for row in range(*rows.indices(batch_size))
-    }
-    return sorted(held)
+    places = np.arange(batch_size).reshape(-1, 1, 1, 1)
+    held = sharding.addressable_devices_indices_map(places.shape).values()
+    return sorted({int(row) for index in held for row in places[index].flat})
 
 
 def global_batch(
@@ -104,7 +101,7 @@ def global_batch(
     position = {row: index for index, row in enumerate(rows)}
 
     def whole(images: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_size)
             return images[position[start] : position[stop - 1] + 1]
 
@@ -127,8 +124,8 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(spread, tree, shardings)
 
 
-def fetch(mesh: Mesh, arrays: Any) -> Any:
+def fetch(arrays: Any) -> Any:
     """Whole copies in the memory of every process, as NumPy arrays, of arrays that may be divided among all."""
-    whole = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    whole = jax.tree.map(lambda leaf: NamedSharding(leaf.sharding.mesh, PartitionSpec()), arrays)
     divided = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(arrays))
-    return jax.tree.map(np.asarray, whole(arrays) if divided else arrays)
+    return jax.tree.map(np.asarray, jax.jit(lambda leaves: leaves, out_shardings=whole)(arrays) if divided else arrays)

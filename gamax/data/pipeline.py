@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -77,13 +78,13 @@ def _random_crop(example: Example, rng: np.random.Generator, *, patch_size: int)
 class _Share(Sequence[dict[str, np.ndarray]]):
     """The places `rows` of the batches that follow the first samples of a stream, one after the other."""
 
-    def __init__(self, stream: Sequence[dict[str, np.ndarray]], first: int, batch_size: int, rows: Sequence[int]):
+    def __init__(self, stream: grain.MapDataset[Any], first: int, batch_size: int, rows: Sequence[int]):
         self._stream, self._first, self._batch_size, self.rows = stream, first, batch_size, rows
 
     def __len__(self) -> int:
         return (len(self._stream) - self._first) // self._batch_size * len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:  # pyrefly: ignore[bad-override]
+    def __getitem__(self, index: int) -> Any:  # pyrefly: ignore[bad-override]
         batch, place = divmod(index, len(self.rows))
         return self._stream[self._first + batch * self._batch_size + self.rows[place]]
 

@@ -6,7 +6,7 @@ import itertools
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +138,7 @@ def train(
             score = None
             if experiment.evaluation.every and step % experiment.evaluation.every == 0 and not last:
                 before = time.monotonic()
-                params = hosts.fetch(program.mesh, result_params(state))
+                params = hosts.fetch(result_params(state))
                 scores = evaluate_params(params)
                 score = scores.mean("psnr")
                 values |= {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
@@ -169,7 +169,7 @@ def train(
                     f"asked to stop: saved after step {step} of {training.steps}; the same command goes on", exit_code
                 )
     return Trained(
-        params=hosts.fetch(next(reversed(meshes.values())), result_params(state)),
+        params=hosts.fetch(result_params(state)),
         seconds=progress["seconds"],
         input_wait=progress["input_wait"] / max(progress["seconds"], 1e-9),
         skipped=progress["skipped"],
@@ -216,7 +216,7 @@ def _start(
 
 def _batches(
     experiment: Experiment, dataset: PreparedDataset, program_of: Callable[[Stage], StepProgram], step: int
-) -> Iterator[tuple[StepProgram, dict[str, jax.Array]]]:
+) -> Generator[tuple[StepProgram, dict[str, jax.Array]], None, None]:
     """The batches on the devices behind the first `step`, each with the program of its stage."""
     ends = [*(stage.first_step for stage in stages(experiment)[1:]), experiment.training.steps]
     for stage, end in zip(stages(experiment), ends, strict=True):
@@ -258,7 +258,7 @@ def _stop_signals() -> Iterator[Callable[[int], int]]:
         received.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    codes = {signal.SIGTERM: RESTART_EXIT_CODE, signal.SIGINT: INTERRUPTED_EXIT_CODE}
+    codes = {int(signal.SIGTERM): RESTART_EXIT_CODE, int(signal.SIGINT): INTERRUPTED_EXIT_CODE}
     try:
         yield lambda step: codes[received[0]] if received else 0
     finally:

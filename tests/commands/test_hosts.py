@@ -59,14 +59,14 @@ class Cluster:
                 )
             )
 
-    def stop(self, at_step: int, number: int) -> None:
-        """Sends a signal to all processes once the step has been logged."""
+    def stop(self, at_step: int, number: int, count: int | None = None) -> None:
+        """Sends a signal to all processes, or to the last `count` of them, once the step has been logged."""
         deadline = time.monotonic() + 200
         while not (self.metrics.exists() and f'"step": {at_step},' in self.metrics.read_text()):
             assert all(process.poll() is None for process in self.processes), self.outputs()
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        for process in self.processes:
+        for process in self.processes[-(count or len(self.processes)) :]:
             process.send_signal(number)
         self.outputs()
 
@@ -122,7 +122,9 @@ def test_two_processes_killed_go_on_as_two_as_one_and_as_two_again(workspace):
 
     Cluster(workspace, "cut", 2).stop(14, signal.SIGKILL)
     two = Cluster(workspace, "cut", 2)
-    two.stop(22, signal.SIGKILL)
+    # The notice to one of them stops both, at the same step.
+    two.stop(20, signal.SIGTERM, count=1)
+    assert [process.returncode for process in two.processes] == [75, 75]
     one = Cluster(workspace, "cut", 1)
     one.stop(27, signal.SIGTERM)
     assert [process.returncode for process in one.processes] == [75]
