@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,7 @@ from gamax.data.pipeline import training_batches
 from gamax.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, StoppedError, UserError
 from gamax.evaluation.evaluate import Evaluation
 from gamax.evaluation.pictures import save_comparison
+from gamax.training import diagnosis
 from gamax.training.checkpoints import Checkpoints
 from gamax.training.program import StepProgram
 from gamax.training.sharding import state_sharding
@@ -132,7 +133,7 @@ def train(
                 }
                 logged_at, logged_samples = now, samples
                 if values["skipped"] >= (1 if last else training.max_skipped_steps):
-                    _explain(experiment, model, state, batch, int(values["skipped"]), run_dir)
+                    _stop_for_nonfinite_gradients(experiment, model, state, batch, run_dir)
             update(step, note)
 
             score = None
@@ -266,7 +267,18 @@ def _stop_signals() -> Iterator[Callable[[int], int]]:
             signal.signal(number, handler)
 
 
-def _explain(
-    experiment: Experiment, model: nn.Module, state: TrainState, batch: Any, skipped: int, run_dir: Path
-) -> None:
-    """Raises the `UserError` for gradients that are not finite, with what can be found out about the last one."""
+def _stop_for_nonfinite_gradients(
+    experiment: Experiment, model: nn.Module, state: TrainState, batch: Any, run_dir: Path
+) -> NoReturn:
+    """Finds out what made the last gradient infinite or not a number, keeps what is needed to see it again, raises."""
+    # The update was skipped: these are the parameters that it was computed from.
+    step = int(state.step)
+    case = diagnosis.Case(step - 1, state.key, hosts.fetch(state.params), hosts.fetch(batch))
+    found = diagnosis.diagnose(model, experiment, case)
+    folder = run_dir / diagnosis.NONFINITE_FOLDER
+    if hosts.is_first():
+        diagnosis.save(folder, experiment, case, found, run_dir.name)
+    raise UserError(
+        f"the gradient was not finite in the last {int(state.skipped)} step(s), up to step {step}: {found.sentence()}; "
+        f"see '{folder}', and start again in another --logging.run-dir with a lower optimizer.learning_rate"
+    )

@@ -32,7 +32,7 @@ def make_train_step(
     The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, C]`. Augmentation and degradation
     happen inside, keyed by the step, to the whole batch, which then goes through the network in
     `gradient_accumulation` parts. On a mesh, parameters are gathered and images split as the rules of `sharding` say.
-    An update with a gradient that is not finite is skipped and counted.
+    An update with a loss or a gradient that is not finite is skipped and counted.
     """
     data, training = experiment.data, experiment.training
     loss_function = weighted_sum({**training.auxiliary_losses, training.loss: 1.0})
@@ -52,7 +52,8 @@ def make_train_step(
             jax.value_and_grad(loss_of), state.params, (inputs, targets), gradient_accumulation
         )
         gradient_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(gradient_norm)
+        # A loss that has overflowed may have a gradient of zero.
+        finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss)
 
         learning_rate = schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -117,6 +117,17 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(poison, state):
     assert (int(metrics["skipped"]), int(metrics["skipped_total"])) == (5, 1)
 
 
+def test_an_overflowing_loss_is_skipped_though_its_gradient_is_zero(state):
+    params = {**state.params, "bias": jnp.array([0, 3e19, 0], jnp.float32)}
+    training = TrainingConfig(steps=100, loss="psnr")
+    step = jax.jit(make_train_step(MODEL, Experiment(data=NOISY, optimizer=CONFIG, training=training)))
+    result, metrics = step(state.replace(params=params), batch())
+    assert not np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["gradient_norm"])
+    assert_equal(result.params, params)
+    assert int(metrics["skipped"]) == 1
+
+
 def test_the_learning_rate_follows_the_step_not_the_number_of_updates(state):
     # No update was made in the 40 steps before, as if all had been skipped.
     _, metrics = train_step()(state.replace(step=jnp.int32(40)), batch())
