@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,12 @@ def main(arguments: list[str]) -> None:
             f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels, data.dataset "
             f"{experiment.data.dataset} has {channels}"
         )
+    # Its images must be large enough for all stages.
+    data = replace(experiment.data, patch_size=max(stage.patch_size for stage in stages(experiment)))
     # The first process prepares the dataset for all those that share its disk.
-    dataset = prepare(experiment.data) if hosts.is_first() else None
+    dataset = prepare(data) if hosts.is_first() else None
     hosts.wait_for_all("dataset")
-    dataset = dataset or prepare(experiment.data)
+    dataset = dataset or prepare(data)
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")

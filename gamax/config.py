@@ -57,6 +57,8 @@ class DataConfig:
     """How training cuts are stored: `raw` is read ten times faster and takes about twice the disk."""
     patch_size: int = 256
     """Side of the random crop that the network is trained on, in pixels; that of the first stage of several."""
+    small_images: Literal["refuse", "pad"] = "refuse"
+    """What is done with training images smaller than a crop: `pad` mirrors them at their right and lower border."""
     augment: bool = True
     """Flip and turn every crop at random (the eight symmetries of the square)."""
     degradations: tuple[Degradation, ...] = ()

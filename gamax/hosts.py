@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,12 +38,15 @@ def join(config: DistributedConfig) -> None:
         )
     if not explicit and not config.detect:
         return
+    # With addresses nothing is detected: SLURM, for one, would give each process one device.
+    method = "deactivate" if explicit else None
     try:
-        # With addresses nothing is detected.
-        jax.distributed.initialize(*given, initialization_timeout=MOST_SECONDS_TO_JOIN)
+        jax.distributed.initialize(*given, cluster_detection_method=method, initialization_timeout=MOST_SECONDS_TO_JOIN)
     except ValueError as error:
         if explicit:
             raise UserError(f"the processes cannot be joined ({error}); check the --distributed flags") from error
+        if "JAX_COORDINATOR_ADDRESS" in os.environ:
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is set, but {error}; set the others too, or unset it") from error
         # JAX has found no cluster.
         return
     except RuntimeError as error:

@@ -57,6 +57,7 @@ def _step_images(config: DataConfig, seed: int, step: int, batch_size: int) -> t
         seed=seed,
         threads=config.loader_threads,
         skip_corrupt=config.skip_corrupt,
+        pad=config.small_images == "pad",
         first_sample=step * batch_size,
     )
     with closing(batches):

@@ -69,8 +69,8 @@ def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
 
     Args:
         config: names the dataset, and how it is cut and stored.
-        training: whether the set is to be trained on: then it must have training images of at least
-            `config.patch_size`, and `config.degradations` must fit it.
+        training: whether the set is to be trained on: then it must have training images, of at least
+            `config.patch_size` unless smaller ones are padded, and `config.degradations` must fit it.
 
     Raises:
         UserError: when the dataset is unknown, a folder is missing or empty, a pair is incomplete or differs in size,
@@ -83,7 +83,7 @@ def prepare(config: DataConfig, *, training: bool = True) -> PreparedDataset:
         image_set = _image_set(builder_class, config)
         if training:
             _check_trainable(config, image_set)
-        patch_size = config.patch_size if training else 1
+        patch_size = config.patch_size if training and config.small_images == "refuse" else 1
         data_dir = prepared_sets_folder(config.prepared_dir)
         folder = data_dir / builder_class.name / image_set.name / str(builder_class.VERSION)
         if not folder.exists():
@@ -180,7 +180,7 @@ def _check_size(image: str | None, side: int | None, patch_size: int) -> None:
     if side is not None and side < patch_size:
         raise UserError(
             f"training image '{image}' is only {side} pixels wide or high, less than data.patch_size {patch_size}; "
-            "remove it or choose a smaller patch"
+            "remove it, choose a smaller patch, or set data.small_images to pad"
         )
 
 

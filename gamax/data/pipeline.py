@@ -22,13 +22,15 @@ def training_batches(
     seed: int,
     threads: int,
     skip_corrupt: bool = False,
+    pad: bool = False,
     first_sample: int = 0,
     rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Iterates without end over batches of random crops, shuffled anew every epoch.
 
     Yields dictionaries with `target` and, for paired data, `input`: uint8 or uint16 `[len(rows), P, P, C]` with
-    P = `patch_size`, the same window cut from both. Images must be at least `patch_size` wide and high.
+    P = `patch_size`, the same window cut from both. Images must be at least `patch_size` wide and high, unless with
+    `pad`, which mirrors smaller ones at their right and lower border.
 
     All crops of a training are one endless stream that depends on `seed` alone. Batches are cut from it behind the
     `first_sample` crops that have been seen, so training continues exactly after an interruption, with another batch
@@ -46,7 +48,7 @@ def training_batches(
     # Without a number of epochs, grain overflows at a batch size of 1; a million million images are as good as no end.
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(10**12 // len(source))
     # Cropped before dividing among processes: the window then depends on the position in the whole stream.
-    stream = dataset.random_map(partial(_random_crop, patch_size=patch_size))
+    stream = dataset.random_map(partial(_random_crop, patch_size=patch_size, pad=pad))
     share = _Share(stream, first_sample, batch_size, range(batch_size) if rows is None else rows)
     # Batched before threads come in: each of them makes whole batches, in an order that is given beforehand.
     dataset = grain.MapDataset.source(share).batch(len(share.rows))
@@ -65,9 +67,13 @@ def keep_freed_memory() -> None:
     bytearray(2**25 - 2**16)
 
 
-def _random_crop(example: Example, rng: np.random.Generator, *, patch_size: int) -> dict[str, np.ndarray]:
+def _random_crop(example: Example, rng: np.random.Generator, *, patch_size: int, pad: bool) -> dict[str, np.ndarray]:
     names = [name for name in ("input", "target") if name in example]
     height, width, _ = example[names[0]].shape
+    missing = [(0, max(patch_size - side, 0)) for side in (height, width)]
+    if pad and missing != [(0, 0), (0, 0)]:
+        example = {**example, **{name: np.pad(example[name], (*missing, (0, 0)), "reflect") for name in names}}
+        height, width, _ = example[names[0]].shape
     if min(height, width) < patch_size:
         raise UserError(f"'{example['name']}' is {width}x{height} pixels, less than the patch of {patch_size}")
     y = rng.integers(height - patch_size + 1)

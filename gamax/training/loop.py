@@ -232,6 +232,7 @@ def _batches(
             seed=experiment.training.seed,
             threads=experiment.data.loader_threads,
             skip_corrupt=experiment.data.skip_corrupt,
+            pad=experiment.data.small_images == "pad",
             first_sample=samples_seen(experiment, step),
             rows=rows,
         )

@@ -1,9 +1,12 @@
-"""Training losses: pure functions of restored and target images `[B, H, W, C]`, float32 in [0, 1]."""
+"""Training losses: pure functions of restored and target images `[B, H, W, C]`, float32 in [0, 1].
+
+Networks that return several images are supervised at each of them, see `multi_stage`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,10 +113,59 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
 """Losses by the names that configurations use."""
 
 
-def weighted_sum(losses: Mapping[str, float]) -> Callable[[Array, Array], Array]:
-    """One loss of several by name, each times its weight."""
+def multi_stage(
+    loss: Callable[[Array, Array], Array],
+    restored: Sequence[Float[Array, "_ _ _ _"]],
+    target: Images,
+    weights: Sequence[float] | None = None,
+) -> Float[Array, ""]:
+    """The sum of a loss over the outputs of a network that restores in stages, or at several scales.
+
+    A sum and not a mean, as the field has it: MPRNet (arXiv 2102.02808) and stacked DMPHN (1904.03468) add up stages of
+    full size, MIMO-UNet (2108.05054) scales. The mean inside the loss is that of each stage's own pixels, so a small
+    output counts as much as a large one.
+
+    Args:
+        loss: one of `LOSSES`, or a `weighted_sum`.
+        restored: the outputs `[B, H/n, W/n, C]`, each with a whole n of its own, in any order.
+        target: images `[B, H, W, C]`; an output is compared with the means of their blocks of n x n pixels. MIMO-UNet
+            does the same at half the size, and takes the inner 2x2 pixels of each block at a quarter.
+        weights: one for each output; None for 1.
+
+    Raises:
+        UserError: if there is no output, one has another shape, or there are not as many weights.
+    """
+    if not restored:
+        raise UserError("the network has returned no image to supervise")
+    weights = [1.0] * len(restored) if weights is None else weights
+    if len(weights) != len(restored):
+        raise UserError(f"{len(weights)} weights were given for {len(restored)} stages; give one for each")
+    pairs = zip(weights, restored, strict=True)
+    return jnp.asarray(sum(weight * loss(stage, _reduced(target, stage.shape)) for weight, stage in pairs))
+
+
+def _reduced(target: Images, shape: tuple[int, ...]) -> Float[Array, "b _ _ c"]:
+    """The target in the size of an output, as means of blocks."""
+    batch, height, width, channels = target.shape
+    factor = max(height // max(shape[1], 1), 1)
+    if shape != (batch, height / factor, width / factor, channels):
+        raise UserError(
+            f"an output of shape {list(shape)} cannot be compared with targets of shape {list(target.shape)}: batch "
+            "and channels must be equal, height and width the same whole fraction"
+        )
+    return target.reshape(batch, shape[1], factor, shape[2], factor, channels).mean((2, 4))
+
+
+def weighted_sum(losses: Mapping[str, float]) -> Callable[[Array | Sequence[Array], Array], Array]:
+    """One loss of several by name, each times its weight; of one restored image, or of a sequence of them.
+
+    A sequence, of stages or scales, gives the sum over its images (`multi_stage`).
+    """
 
     def total(restored: Images, target: Images) -> Float[Array, ""]:
         return jnp.asarray(sum(weight * LOSSES[name](restored, target) for name, weight in losses.items()))
 
-    return total
+    def of_stages(restored: Array | Sequence[Array], target: Images) -> Float[Array, ""]:
+        return multi_stage(total, restored if isinstance(restored, Sequence) else [restored], target)
+
+    return of_stages

@@ -206,7 +206,7 @@ def compile_step(
         f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, {divided}, of "
         f"{(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
         f"{'' if requested == 'auto' else 'training.gradient_accumulation auto, '}"
-        "--model.overrides remat=true or --model.dtype bfloat16"
+        "--model.overrides scan=true remat=true or --model.dtype bfloat16"
     )
 
 

@@ -13,7 +13,7 @@ from gamax import hosts
 from gamax.errors import exit_on_user_error
 from gamax.training import loop
 
-record = Path(sys.argv.pop(1)).open("a")
+record = Path(sys.argv.pop(1))
 start, global_batch = loop._start, hosts.global_batch
 step = 0
 
@@ -28,8 +28,8 @@ def noted_start(*arguments):
 def noted_batch(batch, *arguments):
     global step
     step += 1
-    record.write(json.dumps([step, (batch["target"][:, 0, 0, 0] // 10).tolist()]) + "\n")
-    record.flush()
+    with record.open("a") as lines:
+        lines.write(json.dumps([step, (batch["target"][:, 0, 0, 0] // 10).tolist()]) + "\n")
     return global_batch(batch, *arguments)
 
 

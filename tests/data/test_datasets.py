@@ -237,8 +237,14 @@ def test_a_preparation_that_is_killed_ten_times_is_finished_by_the_next(tmp_path
         # Also the shards that an earlier start has not finished, by the time of their last change.
         return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/incomplete.*/.*partial")}
 
+    def complete_shards():
+        return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/incomplete.*/clean*")}
+
     def reached(before):
-        # The first is killed while it starts, the second as soon as there is a folder, the others while they write.
+        # The first is killed while it starts, the second as soon as there is a folder, the others while they write, the
+        # last when it has finished a shard.
+        if killed == 9:
+            return complete_shards() - shards
         return killed == 0 or (any(folder.glob("*")) if killed == 1 else being_written() - before)
 
     while killed < 10:
@@ -257,7 +263,7 @@ def test_a_preparation_that_is_killed_ten_times_is_finished_by_the_next(tmp_path
         killed += 1
         assert not any(folder.glob("*/2.*"))
         # What was complete has stayed and is not written again.
-        complete = {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*/incomplete.*/clean*")}
+        complete = complete_shards()
         assert shards <= complete
         shards = complete
         most_shards = max(most_shards, len(shards))

@@ -191,3 +191,13 @@ def test_no_images_at_all_are_refused():
 def test_an_image_smaller_than_the_patch_is_named():
     with pytest.raises(UserError, match=r"'[0-9]' is 24x20 pixels, less than the patch of 21"):
         batches(1, patch_size=21)
+
+
+def test_an_image_smaller_than_the_patch_is_mirrored_if_that_is_asked_for():
+    (batch,), _ = batches(1, patch_size=22, pad=True)
+    np.testing.assert_array_equal(batch["input"], batch["target"] + 100)
+    for crop in batch["target"].astype(int):
+        assert crop[:, 0, 1].tolist() == [*range(20), 18, 17]
+        np.testing.assert_array_equal(crop[0, :, 2], crop[0, 0, 2] + np.arange(22))
+    larger, _ = batches(3, pad=True)
+    assert_equal(larger, batches(3)[0])

@@ -11,7 +11,7 @@ from scipy.ndimage import laplace
 import gamax
 from gamax.config import LossName
 from gamax.errors import UserError
-from gamax.training.losses import LOSSES, weighted_sum
+from gamax.training.losses import LOSSES, multi_stage, weighted_sum
 from gamax.training.sharding import make_mesh
 
 
@@ -82,6 +82,69 @@ def test_a_weighted_sum_is_one():
     assert total == pytest.approx(expected, rel=1e-5)
     # One loss alone has the very same value.
     np.testing.assert_array_equal(weighted_sum({"psnr": 1.0})(restored, target), LOSSES["psnr"](restored, target))
+
+
+def scales(count: int = 3) -> tuple[list[np.ndarray], np.ndarray]:
+    """Outputs of full, half and quarter height and width, coarse to fine, and their target."""
+    rng = np.random.default_rng(1)
+    sizes = [(2, 48 >> level, 64 >> level, 3) for level in reversed(range(count))]
+    return [rng.random(size, np.float32) for size in sizes], rng.random(sizes[-1], np.float32)
+
+
+def block_means(target: np.ndarray, size: int) -> np.ndarray:
+    result = np.empty((len(target), size, target.shape[2] * size // target.shape[1], 3))
+    factor = target.shape[1] // size
+    for row, column in np.ndindex(result.shape[1:3]):
+        block = target[:, row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+        result[:, row, column] = block.astype(np.float64).mean((1, 2))
+    return result
+
+
+@pytest.mark.parametrize(("name", "weights"), [("psnr", None), ("charbonnier", [0.5, 2.0, 1.0])])
+def test_several_scales_are_summed_against_means_of_blocks(name, weights):
+    outputs, target = scales()
+    total = jax.jit(lambda outputs, target: multi_stage(LOSSES[name], outputs, target, weights))(outputs, target)
+    each = [EXPECTED[name](image.astype(np.float64), block_means(target, image.shape[1])) for image in outputs]
+    assert total == pytest.approx(np.dot(weights or [1, 1, 1], each), rel=1e-5)
+
+
+def test_a_weighted_sum_takes_the_stages_of_a_network():
+    (coarse, middle, fine), target = scales()
+    losses = {"edge": 0.05, "charbonnier": 1.0}
+    step = jax.jit(jax.value_and_grad(weighted_sum(losses)))
+    total, gradients = step((fine, coarse, middle, fine), target)
+    each = [
+        weight * EXPECTED[name](image.astype(np.float64), block_means(target, image.shape[1]))
+        for name, weight in losses.items()
+        for image in (fine, coarse, middle, fine)
+    ]
+    assert total == pytest.approx(sum(each), rel=1e-5)
+    assert all(jnp.isfinite(gradient).all() and gradient.any() for gradient in gradients)
+    np.testing.assert_array_equal(gradients[0], gradients[3])
+
+
+def test_one_stage_is_the_image_alone():
+    restored, target = (jnp.asarray(images, jnp.float32) for images in pair())
+    np.testing.assert_array_equal(
+        weighted_sum({"psnr": 1.0})([restored], target), weighted_sum({"psnr": 1.0})(restored, target)
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 48, 64, 1), (1, 48, 64, 3), (2, 24, 64, 3), (2, 20, 32, 3), (2, 96, 128, 3), (2, 0, 64, 3)]
+)
+def test_outputs_that_are_no_whole_fraction_of_the_target_are_named(shape):
+    target = jnp.zeros((2, 48, 64, 3))
+    with pytest.raises(UserError, match=r"an output of shape \[.*\] cannot be compared with .* \[2, 48, 64, 3\]"):
+        weighted_sum({"l1": 1.0})((target, jnp.zeros(shape)), target)
+
+
+def test_stages_and_weights_are_counted():
+    target = jnp.zeros((1, 4, 4, 3))
+    with pytest.raises(UserError, match=r"1 weights were given for 2 stages"):
+        multi_stage(LOSSES["l1"], [target, target], target, [1.0])
+    with pytest.raises(UserError, match=r"returned no image"):
+        weighted_sum({"l1": 1.0})([], target)
 
 
 @pytest.mark.parametrize(("name", "side"), [("edge", 2), ("ssim", 10)])

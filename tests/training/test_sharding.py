@@ -22,6 +22,7 @@ from gamax.training.state import create_state
 
 # Halves the time to compile; what is tested is how the program is divided.
 FAST = {"xla_backend_optimization_level": 0}
+LEARNING_RATE = 1e-2
 MODEL = GAMAIR(width=4, depth=3, levels=1, blocks_per_level=1)
 
 
@@ -116,7 +117,7 @@ def test_rows_are_split_for_the_network():
 def experiment_of(patch_size: int) -> Experiment:
     data = DataConfig(patch_size=patch_size, degradations=(GaussianNoise((10.0, 30.0)),))
     training = TrainingConfig(steps=10, batch_size=8, ema_decay=0.9, gradient_accumulation=1)
-    return Experiment(data=data, optimizer=OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0), training=training)
+    return Experiment(data=data, optimizer=OptimizerConfig(LEARNING_RATE, 1e-4, gradient_clip=1.0), training=training)
 
 
 def step_on(shape: tuple[int, int, int], model: nn.Module, patch_size: int, random_params: Any) -> Any:
@@ -140,19 +141,26 @@ def make_submesh(shape: tuple[int, int, int]) -> Mesh:
 def check_step_on_a_mesh(
     shape: tuple[int, int, int], model: nn.Module, patch_size: int, one: Any, random_params: Any
 ) -> None:
-    """Loss, gradients, parameters and average equal those of one device; only planned exchanges, none of images."""
+    """The same loss, gradients, parameters and average as on one device; planned exchanges only, none of images.
+
+    Gradients agree to 1e-5 of the largest of each array. Adam divides them by their own size, which brings out the
+    rounding of those near zero: parameters agree to a hundredth of the learning rate.
+    """
     state, metrics, program = step_on(shape, model, patch_size, random_params)
     expected, expected_metrics, _ = one
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
 
     def close(actual: jax.Array, desired: jax.Array) -> None:
-        np.testing.assert_allclose(actual, desired, atol=1e-5 * abs(np.asarray(desired)).max())
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-5 * abs(np.asarray(desired)).max())
 
-    jax.tree.map(close, state.params, expected.params)
-    jax.tree.map(close, state.ema_params, expected.ema_params)
+    def near(actual: jax.Array, desired: jax.Array) -> None:
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=0.01 * LEARNING_RATE)
+
     # The first moment is a tenth of the clipped gradient.
     jax.tree.map(close, state.opt_state[1].mu, expected.opt_state[1].mu)
+    jax.tree.map(near, state.params, expected.params)
+    jax.tree.map(near, state.ema_params, expected.ema_params)
     assert int(state.step) == 1
 
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.is_fully_replicated]
