@@ -1,7 +1,7 @@
-"""A run that is killed with SIGKILL and started again ends with the very same weights."""
+"""A run that is killed or asked to stop, and started again, ends with the very same weights."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from gamax.errors import RESTART_EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,14 +33,14 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen, reached) -> None:
+def kill_when(process: subprocess.Popen, reached, number: int = signal.SIGKILL) -> str:
     deadline = time.monotonic() + 200
     while not reached():
         assert process.poll() is None, f"ended before it could be killed:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    return process.communicate()[0]
 
 
 def logged(run_dir: Path) -> dict[int, float]:
@@ -62,7 +64,11 @@ def test_killed_three_times_the_run_ends_bit_identical(uninterrupted, tmp_path, 
         start(run_dir, prepared_dir),
         lambda: (run_dir / "checkpoints").exists() and any((run_dir / "checkpoints").iterdir()),
     )
-    kill_when(start(run_dir, prepared_dir), lambda: metrics.exists() and '"step": 45' in metrics.read_text())
+    process = start(run_dir, prepared_dir)
+    output = kill_when(process, lambda: metrics.exists() and '"step": 45' in metrics.read_text(), signal.SIGTERM)
+    assert process.returncode == RESTART_EXIT_CODE
+    (saved,) = re.findall(r"asked to stop: saved after step (\d+) of 120; the same command goes on", output)
+    assert (run_dir / "checkpoints" / saved).is_dir()
     # Each step reads 8 of 16 cuts, so every odd checkpoint is in the middle of an epoch.
     process = start(run_dir, prepared_dir, "--data.loader-threads", "1")
     kill_when(process, lambda: metrics.exists() and '"step": 80' in metrics.read_text())

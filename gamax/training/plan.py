@@ -1,0 +1,149 @@
+"""What a training step needs on devices that need not be there: it is compiled for them, and nothing is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import time
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from gamax.benchmark.cost import model_multiply_adds
+from gamax.config import Experiment, Stage
+from gamax.errors import UserError
+from gamax.models import create_model
+from gamax.training.program import compile_step, device_memory
+from gamax.training.sharding import make_mesh, mesh_shape
+from gamax.training.state import abstract_state
+
+MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+"""Of one chip of each generation of TPU, as Google publishes it."""
+# The compiler is part of a library for machines with TPUs. It would ask the cloud which these are and complain that
+# nobody answers; any name of a kind and of a host will do. And it would let one process at a time use it.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def planned_devices(topology: str | None) -> tuple[list[Any], int]:
+    """The devices to plan for, and the bytes of memory that each has.
+
+    Args:
+        topology: a TPU slice, which need not be there: the generation and the chips along each axis, `v5e:4x4` or
+            `v5p:2x2x2`. None stands for the devices that are there.
+
+    Raises:
+        UserError: if there is no such slice, or the TPU compiler is not installed.
+
+    """
+    if topology is None:
+        return jax.devices(), device_memory(jax.local_devices()[0])
+    generation = topology.split(":")[0]
+    if generation not in MEMORY_GIB:
+        raise UserError(f"'{topology}' is not a TPU slice; write {', '.join(MEMORY_GIB)}, ':' and chips, as in v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("planning for a TPU needs its compiler (no TPU): pip install 'gamax[tpu]'")
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
+    # JAX takes the two cores of these chips for one device.
+    options = {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
+    try:
+        devices = topologies.get_topology_desc(topology_name=topology, platform="tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"the TPU compiler knows no slice '{topology}' ({error})") from error
+    return list(devices), MEMORY_GIB[generation] * 2**30
+
+
+def planned_mesh(
+    experiment: Experiment,
+    stage: Stage,
+    requested: Literal["auto"] | tuple[int, int, int],
+    devices: list[Any],
+    device_bytes: int,
+) -> Mesh:
+    """The mesh of a stage over the devices from `planned_devices`; `requested` is a value of `training.mesh`.
+
+    Raises:
+        UserError: if the sizes do not use exactly these devices, or the batch cannot be divided over them.
+
+    """
+    state = abstract_state(_model(experiment), experiment)
+    # The gradient is as large as the parameters.
+    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, state.params)))
+    shape = mesh_shape(requested, len(devices), stage, state_bytes=state_bytes, device_bytes=device_bytes)
+    return make_mesh(shape, devices)
+
+
+def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: int) -> dict[str, Any]:
+    """Compiles the training step of one stage on RGB crops, and says what each device needs for it.
+
+    Args:
+        experiment: the checked configuration; the dataset need not be there.
+        stage: sizes of the crops and of the batch.
+        mesh: from `planned_mesh`.
+        device_bytes: memory of each device.
+
+    Returns:
+        Values that JSON can hold, bytes and operations of one device. `flops` and `bytes_accessed` are the compiler's,
+        which counts the bodies of loops once; `flops_of_products` is two for every multiply-add of the network, times
+        three for the gradient. If the step does not fit, `refused` is the sentence that says so, and there are no
+        figures of the compiler.
+
+    """
+    chosen, model = experiment.model, _model(experiment)
+    state = abstract_state(model, experiment)
+    size = stage.patch_size
+    multiply_adds = model_multiply_adds(model, state.params, size, size, stage.batch_size)
+    row: dict[str, Any] = {
+        "model": {"name": chosen.name, "overrides": chosen.overrides, "dtype": chosen.dtype},
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+        "device_bytes": device_bytes,
+        "mesh": dict(mesh.shape),
+        "batch_size": stage.batch_size,
+        "patch_size": size,
+        "flops_of_products": 3 * 2 * multiply_adds / mesh.size,
+    }
+    names = ["target"] if experiment.data.degradations else ["target", "input"]
+    crops = dict.fromkeys(names, (3, jnp.uint8))
+    started = time.monotonic()
+    try:
+        program = compile_step(model, experiment, stage, mesh, state, crops, device_bytes=device_bytes)
+    except UserError as error:
+        return row | {"fits": False, "refused": str(error), "compile_seconds": time.monotonic() - started}
+    seconds = time.monotonic() - started
+    compiled: Any = program.step
+    memory = compiled.memory_analysis()
+    parts = {
+        "state_and_batch_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes,
+    }
+    return row | {
+        "gradient_accumulation": program.gradient_accumulation,
+        **parts,
+        "fits": sum(parts.values()) <= device_bytes,
+        "refused": None,
+        "flops": program.flops,
+        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in program.collectives.items()},
+        "unplanned": sorted(program.unplanned),
+        "compile_seconds": seconds,
+    }
+
+
+def _model(experiment: Experiment) -> nn.Module:
+    chosen = experiment.model
+    model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
+    if model.input_channels != 3:
+        raise UserError(f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels")
+    return model
