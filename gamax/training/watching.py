@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import json
 import math
@@ -43,17 +44,16 @@ class MetricsLog:
     def __init__(
         self, run_dir: Path, first_step: int, experiment_logging: LoggingConfig, config: dict[str, Any]
     ) -> None:
-        path = run_dir / "metrics.jsonl"
+        self._path = run_dir / "metrics.jsonl"
         kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # The line that was being written when the run was killed.
             if record["step"] <= first_step:
                 kept.append(line + "\n")
-        replace_atomically(path, "".join(kept).encode())
-        self._file = path.open("a")
+        replace_atomically(self._path, "".join(kept).encode())
         self._tensorboard = self._wandb_run = None
         if experiment_logging.tensorboard:
             folder = str(run_dir / "tensorboard")
@@ -63,10 +63,16 @@ class MetricsLog:
             self._wandb_first_step = self._wandb_run.step
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one record; a value that is not finite becomes null in the file."""
+        """Appends one record; a value that is not finite becomes null in the file.
+
+        A full disk takes the record, not the run.
+        """
         record = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
+        try:
+            with self._path.open("a") as lines:
+                lines.write(json.dumps({"step": step, **record}) + "\n")
+        except OSError as error:
+            say(f"the metrics of step {step} could not be written ({error.strerror}); training goes on")
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -86,8 +92,7 @@ class MetricsLog:
             self._wandb_run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Flushes and closes all of them."""
-        self._file.close()
+        """Flushes and closes TensorBoard's file and the run at Weights & Biases."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb_run is not None:
@@ -253,7 +258,7 @@ def summary(
         "steps": f"{steps:,}",
         "samples seen": f"{samples:,}",
         "epochs": f"{epochs:,.1f}",
-        "hours": f"{seconds / 3600:,.2f}",
+        "time": str(datetime.timedelta(seconds=round(seconds))),
         "images/s": f"{samples / seconds:,.1f}",
         "input wait": f"{input_wait:.1%}",
         "skipped updates": f"{skipped:,}",

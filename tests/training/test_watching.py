@@ -49,6 +49,14 @@ def values(run_dir: Path) -> dict[tuple[int, str], Any]:
     return {(event.step, value.tag): value for event in events(run_dir) for value in event.summary.value}
 
 
+def test_a_disk_that_takes_no_record_does_not_end_training(tmp_path, capsys):
+    with closing(MetricsLog(tmp_path, 0, FILE_ONLY, {})) as log:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        log.write(5, {"loss": 0.25})
+    assert capsys.readouterr().out == "the metrics of step 5 could not be written (Is a directory); training goes on\n"
+
+
 def test_a_record_is_a_line_of_json_and_a_scalar_of_tensorboard_for_every_value(tmp_path):
     with closing(MetricsLog(tmp_path, 0, TENSORBOARD, {})) as log:
         log.write(5, {"loss": 0.25, "psnr": float("inf"), "gradient_norm": float("nan")})
@@ -280,7 +288,7 @@ def test_the_summary_says_what_the_run_was(memory, peak, loss, best):
         "steps": "1,000",
         "samples seen": "8,000",
         "epochs": "20.0",
-        "hours": "0.50",
+        "time": "0:30:00",
         "images/s": "4.4",
         "input wait": "1.2%",
         "skipped updates": "2",
