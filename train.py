@@ -6,7 +6,6 @@ The same command resumes a run that was interrupted, and evaluates one that is f
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from gamax import config, hosts
-from gamax.config import samples_seen, stages
+from gamax.config import samples_seen, stage_ends, stages
 from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare, training_channels
 from gamax.environment import environment, versions
-from gamax.errors import UserError, exit_on_user_error
+from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
 from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
 from gamax.evaluation.pictures import save_comparison
 from gamax.evaluation.protocols import find_protocol
@@ -31,9 +30,9 @@ from gamax.models import count_parameters, create_model
 from gamax.training import run_folder
 from gamax.training.checkpoints import Checkpoints
 from gamax.training.loop import train
-from gamax.training.program import stage_meshes, step_programs
+from gamax.training.program import device_memory, stage_meshes, step_programs
 from gamax.training.state import abstract_state
-from gamax.training.watching import SUMMARY_COLUMNS, check_logging, device_memory, summary
+from gamax.training.watching import SUMMARY_COLUMNS, check_logging, memory_use, summary
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +46,8 @@ def main(arguments: list[str]) -> None:
     model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
     protocol = find_protocol(experiment.evaluation.protocol)
     abstract = abstract_state(model, experiment)
-    meshes = stage_meshes(experiment, abstract)
+    memory = hosts.least(device_memory(jax.local_devices()[0]))
+    meshes = stage_meshes(experiment, abstract, memory)
     check_logging(experiment.logging)
     if hosts.is_first():
         run_folder.check_run(run_dir, experiment)
@@ -65,6 +65,9 @@ def main(arguments: list[str]) -> None:
     dataset = prepare(data) if hosts.is_first() else None
     hosts.wait_for_all("dataset")
     dataset = dataset or prepare(data)
+    asked = config.to_dict(experiment)
+    facts = {group: asked[group] for group in ("model", "optimizer", "training")}
+    hosts.check_alike({**facts, "data": {**asked["data"], "source": dataset.fingerprint, "prepared_dir": None}})
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
@@ -75,9 +78,8 @@ def main(arguments: list[str]) -> None:
     say(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
     # Stages are compiled before the first step: the last one must not fail after a week.
     crops = {name: (dataset.train[0][name].shape[-1], dataset.train[0][name].dtype) for name in channels}
-    program_of = step_programs(model, experiment, meshes, abstract, crops)
-    ends = [*(stage.first_step for stage in stages(experiment)[1:]), experiment.training.steps]
-    for stage, end in zip(stages(experiment), ends, strict=True):
+    program_of = step_programs(model, experiment, meshes, abstract, crops, memory)
+    for stage, end in stage_ends(experiment):
         if end > run_folder.saved_step(run_dir):
             program_of(stage)
 
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> None:
 
     with run_folder.open_run(run_dir, experiment):
         kept, kept_every = experiment.training.checkpoints_kept, experiment.training.checkpoints_kept_every
-        with closing(Checkpoints(run_dir / "checkpoints", kept=kept, kept_every=kept_every)) as checkpoints:
+        with Checkpoints(run_dir / "checkpoints", kept=kept, kept_every=kept_every) as checkpoints:
             trained = train(
                 experiment,
                 model,
@@ -105,6 +107,8 @@ def main(arguments: list[str]) -> None:
             )
         weights_sha256 = save(WEIGHTS_NAME, trained.params)
         scores = evaluate_params(trained.params)
+        if trained.best and scores.mean("psnr") > trained.best[1]:
+            save(BEST_WEIGHTS_NAME, trained.params)
         if hosts.is_first():
             save_comparison(run_dir / "samples" / f"{protocol.name}.png", scores.worst)
             result = {
@@ -125,7 +129,7 @@ def main(arguments: list[str]) -> None:
         seconds=trained.seconds,
         input_wait=trained.input_wait,
         skipped=trained.skipped,
-        memory=device_memory(),
+        memory=memory_use(),
         loss=trained.loss,
         metric="PSNR",
         best=trained.best,
@@ -137,5 +141,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with hosts.end_at_once_on_errors(), exit_on_user_error(), stop_on_sigterm():
         main(sys.argv[1:])

@@ -151,7 +151,8 @@ class TrainingConfig:
     checkpoints_kept_every: int | None = None
     """Keep also the checkpoints of every multiple of so many steps."""
     max_skipped_steps: int = 100
-    """Stop when this many updates in a row were skipped because a gradient was not finite."""
+    """Stop when at least this many updates in a row were skipped because a loss or a gradient was not finite, or all
+    of a shorter run; counted at every step, looked at when metrics are logged."""
 
 
 @dataclass(frozen=True)
@@ -480,13 +481,16 @@ def stages(experiment: Experiment) -> tuple[Stage, ...]:
     return (first, *(stage for stage in training.progressive if stage.first_step < training.steps))
 
 
-def samples_seen(experiment: Experiment, step: int) -> int:
-    """Crops that went through the network in the first `step` steps."""
+def stage_ends(experiment: Experiment) -> list[tuple[Stage, int]]:
+    """The stages, each with the step behind its last one."""
     parts = stages(experiment)
-    ends = [*(stage.first_step for stage in parts[1:]), step]
-    return sum(
-        max(0, min(end, step) - stage.first_step) * stage.batch_size for stage, end in zip(parts, ends, strict=True)
-    )
+    ends = [*(stage.first_step for stage in parts[1:]), experiment.training.steps]
+    return list(zip(parts, ends, strict=True))
+
+
+def samples_seen(experiment: Experiment, step: int) -> int:
+    """Crops that went through the network in the first `step` steps, no more than there are."""
+    return sum(max(0, min(end, step) - stage.first_step) * stage.batch_size for stage, end in stage_ends(experiment))
 
 
 def _in_order(progressive: Sequence[Stage], largest: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
@@ -41,6 +42,23 @@ def nearest(name: str, valid: Collection[str]) -> str:
         same = [candidate for candidate in valid if candidate.rpartition(".")[2] == found[0]]
         return f"'{name}' (did you mean '{get_close_matches(name, same, n=1, cutoff=0)[0]}'?)"
     return f"'{name}' (valid: {', '.join(sorted(valid))})"
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into a `StoppedError`; work that has something to save replaces this while it is at it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedError(
+            "asked to stop before or after training, when nothing is to be saved; the same command goes on",
+            RESTART_EXIT_CODE,
+        )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gamax.config import DistributedConfig
 from gamax.console import console
-from gamax.errors import UserError
+from gamax.errors import RESTART_EXIT_CODE, UserError
 
 MOST_SECONDS_TO_JOIN = 300
 
@@ -50,12 +53,37 @@ def join(config: DistributedConfig) -> None:
         # JAX has found no cluster.
         return
     except RuntimeError as error:
+        if not explicit and "must be called before" in str(error):
+            # A program that has used its devices already works alone.
+            return
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the processes of this cluster cannot be joined ({reason}); give the addresses with "
             "--distributed.coordinator-address and its neighbours, or train alone with --distributed.detect False"
         ) from error
     console.quiet = jax.process_index() > 0
+    # The processes connect to each other now: at their first exchange they would wait half a minute at most, and one
+    # may prepare a dataset before that.
+    wait_for_all("joined")
+
+
+@contextlib.contextmanager
+def end_at_once_on_errors() -> Iterator[None]:
+    """Ends one of several processes without waiting for the others, who wait for it in a step: JAX then ends them too.
+
+    To be put around the whole program.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if jax.distributed.is_initialized() and code not in (0, None, RESTART_EXIT_CODE):
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+        raise
 
 
 def is_first() -> bool:
@@ -67,6 +95,24 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` in all processes if they differ in one of the facts, which must fit into JSON."""
+    records = gather_records([dict(facts)])
+    for name in facts:
+        values = [record[name] for record in records]
+        other = next((index for index, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise UserError(
+                f"the processes do not agree on {name}: it is {values[0]!r} in the first and {values[other]!r} in "
+                f"number {other}; start all with the same command, code and files"
+            )
+
+
+def least(value: int) -> int:
+    """The smallest of what the processes give, for decisions that all must take alike."""
+    return min(record["value"] for record in gather_records([{"value": value}]))
 
 
 def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,16 @@
+import os
+import signal
+
 import pytest
 
-from gamax.errors import INTERRUPTED_EXIT_CODE, UserError, exit_on_user_error, nearest
+from gamax.errors import (
+    INTERRUPTED_EXIT_CODE,
+    RESTART_EXIT_CODE,
+    UserError,
+    exit_on_user_error,
+    nearest,
+    stop_on_sigterm,
+)
 
 FIELDS = ["optimizer.learning_rate", "optimizer.beta2", "training.batch_size", "training.steps", "data.patch_size"]
 
@@ -45,3 +55,12 @@ def test_errors_of_the_user_are_one_line_and_an_exit_code(error, code, text, cap
 def test_errors_of_ours_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), exit_on_user_error():
         raise ZeroDivisionError
+
+
+def test_sigterm_exits_with_the_code_for_another_start(capsys):
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error(), stop_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the signal was ignored")
+    assert stopped.value.code == RESTART_EXIT_CODE == 75
+    assert capsys.readouterr().err.startswith("asked to stop before or after training")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

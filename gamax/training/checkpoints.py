@@ -167,6 +167,14 @@ class Checkpoints:
             )
         return None
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # On the way out of an error of one process there is nobody to close them with.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def close(self) -> None:
         """Waits until everything is on disk; raises `UserError` if the last checkpoint could not be written."""
         self._settle()

@@ -186,7 +186,8 @@ def _size(tree: Any) -> Float[Array, ""]:
 
 
 def _flat(params: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in flatten_dict(jax.device_get(params), sep="/").items()}
+    values: dict[str, Any] = flatten_dict(jax.device_get(params), sep="/")
+    return {name: float(value) for name, value in values.items()}
 
 
 def save(folder: Path, experiment: Experiment, case: Case, diagnosis: Diagnosis, configuration: str) -> Path:

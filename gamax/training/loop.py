@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gamax import hosts
-from gamax.config import Experiment, Stage, samples_seen, stages, to_dict
+from gamax.config import Experiment, Stage, samples_seen, stage_ends, to_dict
 from gamax.console import progress_bar, say
 from gamax.data.datasets import PreparedDataset
 from gamax.data.pipeline import training_batches
@@ -30,7 +30,7 @@ from gamax.training.checkpoints import Checkpoints
 from gamax.training.program import StepProgram
 from gamax.training.sharding import state_sharding
 from gamax.training.state import TrainState, abstract_state, initial_state
-from gamax.training.watching import InputWait, MetricsLog, Profiler, device_memory
+from gamax.training.watching import InputWait, MetricsLog, Profiler, memory_use
 
 STEPS_IN_FLIGHT = 2
 """Steps that the host may be ahead of the devices: enough to keep them busy, few enough to hold few batches."""
@@ -96,11 +96,7 @@ def train(
     with ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_signals())
         batches = stack.enter_context(closing(_batches(experiment, dataset, program_of, step)))
-        update = stack.enter_context(
-            progress_bar(
-                "training", training.steps, "images", step, samples_seen(experiment, training.steps) / training.steps
-            )
-        )
+        update = stack.enter_context(progress_bar("training", training.steps, "steps", step))
         log = None
         if hosts.is_first():
             log = stack.enter_context(closing(MetricsLog(run_dir, step, experiment.logging, to_dict(experiment))))
@@ -123,16 +119,17 @@ def train(
             values: dict[str, float] = {}
             if step % every == 0 or last:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                progress["loss"], note = values["loss"], f"loss {values['loss']:.4f}"
+                progress["loss"] = values["loss"]
                 now, samples = time.monotonic(), samples_seen(experiment, step)
                 values |= {
                     "samples": samples,
                     "images_per_second": (samples - logged_samples) / (now - logged_at),
                     "input_wait": waited.fraction(),
-                    **device_memory(),
+                    **memory_use(),
                 }
                 logged_at, logged_samples = now, samples
-                if values["skipped"] >= (1 if last else training.max_skipped_steps):
+                note = f"loss {values['loss']:.4f}  {values['images_per_second']:.3g} images/s"
+                if values["skipped"] >= min(training.max_skipped_steps, training.steps):
                     _stop_for_nonfinite_gradients(experiment, model, state, batch, run_dir)
             update(step, note)
 
@@ -147,11 +144,10 @@ def train(
                     progress["best"] = (step, score)
                     save_best(params)
                 if log:
-                    picture = run_dir / "samples" / f"step-{step:08d}.png"
-                    save_comparison(picture, scores.worst)
-                    log.picture(step, "restored worst", picture)
+                    _draw_worst(log, step, run_dir / "samples" / f"step-{step:08d}.png", scores)
                 paused = time.monotonic() - before
                 started, logged_at = started + paused, logged_at + paused
+                waited.fraction()
             if values and log:
                 log.write(step, values)
 
@@ -177,6 +173,15 @@ def train(
         loss=progress["loss"],
         best=progress["best"] and tuple(progress["best"]),
     )
+
+
+def _draw_worst(log: MetricsLog, step: int, path: Path, scores: Evaluation) -> None:
+    try:
+        save_comparison(path, scores.worst)
+    except OSError as error:
+        say(f"the picture '{path}' could not be written ({error.strerror}); training goes on")
+    else:
+        log.picture(step, "restored worst", path)
 
 
 def result_params(state: TrainState) -> Any:
@@ -219,8 +224,7 @@ def _batches(
     experiment: Experiment, dataset: PreparedDataset, program_of: Callable[[Stage], StepProgram], step: int
 ) -> Generator[tuple[StepProgram, dict[str, jax.Array]], None, None]:
     """The batches on the devices behind the first `step`, each with the program of its stage."""
-    ends = [*(stage.first_step for stage in stages(experiment)[1:]), experiment.training.steps]
-    for stage, end in zip(stages(experiment), ends, strict=True):
+    for stage, end in stage_ends(experiment):
         if step >= end:
             continue
         program = program_of(stage)
@@ -274,7 +278,9 @@ def _stop_for_nonfinite_gradients(
     """Finds out what made the last gradient infinite or not a number, keeps what is needed to see it again, raises."""
     # The update was skipped: these are the parameters that it was computed from.
     step = int(state.step)
-    case = diagnosis.Case(step - 1, state.key, hosts.fetch(state.params), hosts.fetch(batch))
+    words, kind = hosts.fetch(jax.random.key_data(state.key)), jax.random.key_impl(state.key)
+    key = jax.random.wrap_key_data(words, impl=kind)
+    case = diagnosis.Case(step - 1, key, hosts.fetch(state.params), hosts.fetch(batch))
     found = diagnosis.diagnose(model, experiment, case)
     folder = run_dir / diagnosis.NONFINITE_FOLDER
     if hosts.is_first():

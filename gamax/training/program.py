@@ -52,7 +52,9 @@ class StepProgram:
     flops: float
     """Of one device, as the compiler counts: bodies of loops once."""
     collectives: dict[str, tuple[int, int]]
-    """Exchanges between devices in the program: how often each kind appears, and the bytes of its results."""
+    """Exchanges between devices in a step: how often each kind is made, and the bytes of its results."""
+    planned: set[str]
+    """The kinds that there should be."""
 
     @property
     def images(self) -> NamedSharding:
@@ -66,12 +68,15 @@ class StepProgram:
 
     @property
     def unplanned(self) -> set[str]:
-        """Kinds of exchange that `planned_collectives` does not know."""
-        return set(self.collectives) - planned_collectives(self.mesh)
+        """Kinds of exchange that there should not be."""
+        return set(self.collectives) - self.planned
 
 
-def stage_meshes(experiment: Experiment, abstract_state: TrainState) -> dict[Stage, Mesh]:
-    """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them."""
+def stage_meshes(experiment: Experiment, abstract_state: TrainState, memory: int) -> dict[Stage, Mesh]:
+    """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them.
+
+    `memory` is that of one device in bytes.
+    """
     state_bytes = _bytes(abstract_state) + _bytes(abstract_state.params)
     meshes: dict[Stage, Mesh] = {}
     for stage in stages(experiment):
@@ -80,7 +85,7 @@ def stage_meshes(experiment: Experiment, abstract_state: TrainState) -> dict[Sta
             jax.device_count(),
             stage,
             state_bytes=state_bytes,
-            device_bytes=device_memory(jax.local_devices()[0]),
+            device_bytes=memory,
         )
         first = next(iter(meshes.values()), None)
         # All in one order of the devices, so that the state needs not move from stage to stage.
@@ -94,9 +99,9 @@ def step_programs(
     meshes: Mapping[Stage, Mesh],
     abstract_state: TrainState,
     crops: Mapping[str, tuple[int, DTypeLike]],
+    memory: int,
 ) -> Callable[[Stage], StepProgram]:
     """The compiled step of every stage; each is compiled when it is first asked for, and described in a line."""
-    memory = device_memory(jax.local_devices()[0])
 
     @functools.cache
     def program(stage: Stage) -> StepProgram:
@@ -163,7 +168,13 @@ def compile_step(
     }
     state_bytes = _bytes(jax.tree.map(_shard, abstract_state, shardings))
     requested = experiment.training.gradient_accumulation
-    choices = _divisions(stage, mesh) if requested == "auto" else [requested]
+    divisions = _divisions(stage, mesh)
+    if requested != "auto" and requested not in divisions:
+        raise UserError(
+            f"training.gradient_accumulation {requested} does not divide the {divisions[-1]} crop(s) that each device "
+            f"has of a batch of {stage.batch_size}; use {' or '.join(map(str, divisions))}, or 'auto'"
+        )
+    choices = divisions if requested == "auto" else [requested]
     needed = 0
     while choices:
         parts = choices.pop(0)
@@ -192,6 +203,7 @@ def compile_step(
                 temporary_bytes=memory.temp_size_in_bytes if memory else 0,
                 flops=(compiled.cost_analysis() or {}).get("flops", math.nan),
                 collectives=collectives(compiled.as_text() or ""),
+                planned=planned_collectives(mesh, mixes=experiment.data.mixup > 0),
             )
             if requested != "auto" or device_bytes is None or program.bytes_per_device <= HEADROOM * device_bytes:
                 return program
@@ -250,30 +262,58 @@ _COLLECTIVE = re.compile(
     r"ragged-all-to-all|collective-broadcast)(?:-done)?\((?:.*?, channel_id=(?P<channel>\d+))?"
 )
 _SCATTERING_FUSION = re.compile(r"^ *%all-reduce-scatter\S* \(.*\) -> (?P<shape>.*) {$")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?(%[^\s,}]+(?:, %[^\s,}]+)*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"(?P<type>[a-z]+(?P<bits>\d+)[a-z0-9]*|pred)\[(?P<sizes>[\d,]*)\]")
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kinds of exchange in the text of a compiled program: how often each appears, and the bytes of its results.
+    """Kinds of exchange in the text of a compiled program: how often each is made, and the bytes of its results.
 
-    An exchange that runs beside computation counts where it is done, as there the result stands alone. A TPU's compiler
-    may also cut one up and fuse the pieces into computations: the pieces have the same channel and count once. It
-    writes a reduce-scatter as a fusion of an all-reduce with slices.
+    Those in a loop count as often as it runs, where the compiler knows that. An exchange that runs beside computation
+    counts where it is done, as there the result stands alone. A TPU's compiler may also cut one up and fuse the pieces
+    into computations: the pieces have the same channel and count once. It writes a reduce-scatter as a fusion of an
+    all-reduce with slices.
     """
-    sizes: dict[tuple[str, str], int] = {}
-    scattered = None
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    runs = _runs(program)
+    scattered, times = None, 1
     for number, line in enumerate(program.splitlines()):
         if line.endswith("{"):
             fusion = _SCATTERING_FUSION.match(line)
             scattered = fusion["shape"] if fusion else None
+            times = runs[_name(line)]
         elif match := _COLLECTIVE.match(line):
             kind, shape = ("reduce-scatter", scattered) if scattered else (match["kind"], match["shape"])
-            sizes[kind, match["channel"] or f"line {number}"] = sum(map(_array_bytes, _ARRAY.finditer(shape)))
-    counts = Counter(kind for kind, _ in sizes)
-    return {
-        kind: (counts[kind], sum(size for (other, _), size in sizes.items() if other == kind))
-        for kind in sorted(counts)
-    }
+            size = sum(map(_array_bytes, _ARRAY.finditer(shape)))
+            found[kind, match["channel"] or f"line {number}"] = (times, times * size)
+    kinds = sorted({kind for kind, _ in found})
+    totals = {kind: [figures for (other, _), figures in found.items() if other == kind] for kind in kinds}
+    return {kind: (sum(count for count, _ in rows), sum(size for _, size in rows)) for kind, rows in totals.items()}
+
+
+def _runs(program: str) -> Counter[str]:
+    """How often each computation of a program runs; a program is written callees first."""
+    bodies: list[tuple[str, list[str]]] = []
+    for line in program.splitlines():
+        if line.endswith("{"):
+            bodies.append((_name(line), []))
+        elif bodies:
+            bodies[-1][1].append(line)
+    runs: Counter[str] = Counter()
+    for name, lines in reversed(bodies):
+        # What nothing calls is where the program begins.
+        runs[name] = runs[name] or 1
+        for line in lines:
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for callee in called.replace("%", "").split(", "):
+                    runs[callee] += runs[name] * (int(trips[1]) if trips else 1)
+    return runs
+
+
+def _name(line: str) -> str:
+    return line.removeprefix("ENTRY ").lstrip().removeprefix("%").split(" ")[0]
 
 
 def _array_bytes(array: re.Match[str]) -> int:

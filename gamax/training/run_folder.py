@@ -59,7 +59,9 @@ def open_run(run_dir: Path, experiment: Experiment) -> Iterator[None]:
     """
     with lock(run_dir, wait=False) if hosts.is_first() else contextlib.nullcontext():
         if hosts.is_first():
-            write_json(run_dir / "config.json", to_dict(experiment))
+            # Where a run was started is not what it is.
+            config = {name: group for name, group in to_dict(experiment).items() if name != "distributed"}
+            write_json(run_dir / "config.json", config)
             path = run_dir / "environment.json"
             starts = json.loads(path.read_text()) if path.exists() else []
             write_json(path, [*starts, {"versions": versions(), **environment()}])

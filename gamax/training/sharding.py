@@ -60,11 +60,13 @@ def mesh_shape(
         )
     if stage.batch_size % (data * fsdp):
         raise UserError(
-            f"training.batch_size {stage.batch_size} is not divisible by the {data * fsdp} devices along data and "
-            f"fsdp; use a multiple of {data * fsdp} or another training.mesh"
+            f"training.batch_size {stage.batch_size}{_since(stage)} is not divisible by the {data * fsdp} devices "
+            f"along data and fsdp; use a multiple of {data * fsdp} or another training.mesh"
         )
     if stage.patch_size % rows:
-        raise UserError(f"data.patch_size {stage.patch_size} is not divisible by the {rows} devices along rows")
+        raise UserError(
+            f"data.patch_size {stage.patch_size}{_since(stage)} is not divisible by the {rows} devices along rows"
+        )
     return data, fsdp, rows
 
 
@@ -79,10 +81,14 @@ def _automatic_shape(devices: int, stage: Stage, state_bytes: int, device_bytes:
     rows = devices // (fsdp * data) if data else 0
     if not data or stage.patch_size % rows or (rows > 1 and stage.patch_size // rows < FEWEST_ROWS):
         raise UserError(
-            f"{devices} devices cannot share a batch of {stage.batch_size} crops of {stage.patch_size} pixels evenly; "
-            f"use {_fitting(devices, stage)} devices, or another training.batch_size"
+            f"{devices} devices cannot share a batch of {stage.batch_size} crops of {stage.patch_size} "
+            f"pixels{_since(stage)} evenly; use {_fitting(devices, stage)} device(s), or another batch"
         )
     return data, fsdp, rows
+
+
+def _since(stage: Stage) -> str:
+    return f" (from step {stage.first_step} on)" if stage.first_step else ""
 
 
 def _fitting(devices: int, stage: Stage) -> int:
@@ -149,15 +155,15 @@ def split_rows(mesh: Mesh, images: Any) -> Any:
     return lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows")))
 
 
-def planned_collectives(mesh: Mesh) -> set[str]:
+def planned_collectives(mesh: Mesh, *, mixes: bool = False) -> set[str]:
     """The kinds of exchange between devices that a training step on this mesh is meant to have.
 
     Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts;
-    of `rows`, halos.
+    of `rows`, halos; images of other devices, where a step `mixes` those of a batch.
     """
     planned = {"all-reduce"} if mesh.size > 1 else set()
     if mesh.shape["fsdp"] > 1:
         planned |= {"all-gather", "reduce-scatter"}
-    if mesh.shape["rows"] > 1:
+    if mesh.shape["rows"] > 1 or (mixes and mesh.size > 1):
         planned |= {"collective-permute"}
     return planned

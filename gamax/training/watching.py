@@ -204,7 +204,7 @@ class Profiler:
             )
 
 
-def device_memory() -> dict[str, float]:
+def memory_use() -> dict[str, float]:
     """Memory in use now and at most so far, in GiB, of the fullest device of this process.
 
     CPUs do not count it; there it is the peak of the whole process, `process_memory_peak_gib`.
@@ -245,7 +245,7 @@ def summary(
         seconds: they took.
         input_wait: the part of it spent waiting for batches, from 0 to 1.
         skipped: updates left out because a gradient was not finite.
-        memory: of `device_memory`.
+        memory: of `memory_use`.
         loss: of the last step, if this start made one.
         metric: that evaluations are compared by.
         best: the step and the score of the best evaluation, if there was one.

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -29,7 +30,7 @@ def port() -> int:
 class Cluster:
     """The processes of one start, each with its part of four devices."""
 
-    def __init__(self, workspace: Path, run: str, processes: int):
+    def __init__(self, workspace: Path, run: str, processes: int, of_the_last: Sequence[str] = ()):
         self.metrics = workspace / run / "metrics.jsonl"
         command = [
             *(sys.executable, str(ROOT / "tests/commands/train_recorded.py")),
@@ -49,6 +50,7 @@ class Cluster:
             command[2] = str(workspace / f"{run}-samples-{len(list(workspace.glob(f'{run}-samples-*')))}")
             Path(command[2]).touch()
             own = ["--distributed.process-id", str(index)] if processes > 1 else []
+            own += of_the_last if index == processes - 1 else []
             self.processes.append(
                 subprocess.Popen(
                     [*command, *own],
@@ -120,11 +122,11 @@ def test_two_processes_killed_go_on_as_two_as_one_and_as_two_again(workspace):
     assert "4 x cpu in 2 process(es)" in outputs[0]
     assert "training" not in outputs[1], "only the first process prints"
 
-    Cluster(workspace, "cut", 2).stop(14, signal.SIGKILL)
     two = Cluster(workspace, "cut", 2)
     # The notice to one of them stops both, at the same step.
-    two.stop(20, signal.SIGTERM, count=1)
+    two.stop(11, signal.SIGTERM, count=1)
     assert [process.returncode for process in two.processes] == [75, 75]
+    Cluster(workspace, "cut", 2).stop(20, signal.SIGKILL)
     one = Cluster(workspace, "cut", 1)
     one.stop(27, signal.SIGTERM)
     assert [process.returncode for process in one.processes] == [75]
@@ -144,6 +146,13 @@ def test_two_processes_killed_go_on_as_two_as_one_and_as_two_again(workspace):
     results = [json.loads((workspace / run / "result.json").read_text()) for run in ("whole", "cut")]
     assert [row["name"] for row in results[0]["per_image"]] == ["00", "01", "02"]
     assert results[0]["psnr"] == pytest.approx(results[1]["psnr"], abs=0.01)
+
+
+def test_the_error_of_one_process_ends_all(workspace):
+    cluster = Cluster(workspace, "unlike", 2, ["--training.seed", "1"])
+    outputs = cluster.outputs()
+    assert [process.returncode for process in cluster.processes] == [2, 2], outputs
+    assert all("the processes do not agree on training" in output for output in outputs)
 
 
 def test_processes_without_all_addresses_get_a_sentence(workspace):

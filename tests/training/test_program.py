@@ -71,20 +71,33 @@ def test_a_number_of_parts_that_is_asked_for_is_kept():
 def test_every_stage_has_its_mesh_in_one_order_of_devices():
     later = (Stage(4, 128, 4), Stage(7, 192, 2), Stage(99, 8, 1))
     chosen = experiment(progressive=later)
-    meshes = stage_meshes(chosen, abstract_state(MODEL, chosen))
+    meshes = stage_meshes(chosen, abstract_state(MODEL, chosen), 2**34)
     # The stage behind the last step is left out.
     assert [tuple(mesh.shape.values()) for mesh in meshes.values()] == [(8, 1, 1), (4, 1, 2), (2, 1, 4)]
     assert {tuple(mesh.devices.flat) for mesh in meshes.values()} == {tuple(jax.devices())}
 
 
-def test_the_state_moves_from_stage_to_stage_unchanged():
+def test_a_step_keeps_the_shardings_of_the_state():
     chosen = experiment(mesh=(2, 4, 1))
     state = abstract_state(MODEL, chosen)
-    mesh = next(iter(stage_meshes(chosen, state).values()))
+    mesh = next(iter(stage_meshes(chosen, state, 2**34).values()))
     result = compile_step(MODEL, chosen, stages(chosen)[0], mesh, state, CROPS)
     batch = jax.device_put({name: np.zeros((8, 16, 16, 3), np.uint8) for name in CROPS}, result.images)
     after, _ = result.step(jax.device_put(initial_state(MODEL, chosen), result.state_shardings), batch)
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == result.state_shardings
+
+
+def test_parts_must_leave_every_device_as_many_crops():
+    with pytest.raises(UserError, match=r"gradient_accumulation 4 does not divide the 2 crop.* use 1 or 2, or 'auto'"):
+        compiled(devices=4, gradient_accumulation=4)
+
+
+def test_exchanges_in_a_loop_count_as_often_as_it_runs():
+    once, thrice = (compiled(devices=2, batch_size=12, gradient_accumulation=parts).collectives for parts in (1, 3))
+    (count, size), (count_3, size_3) = once["all-reduce"], thrice["all-reduce"]
+    # The gradient of 84 numbers and the loss.
+    assert size == 4 * 85
+    assert (count_3, size_3) == (3 * count, 3 * size)
 
 
 def test_the_description_names_mesh_bytes_and_exchanges():

@@ -54,8 +54,8 @@ def test_the_mesh_takes_all_devices(requested, resolved):
         ((-2, 1, 4), {}, "positive sizes"),
         ((2, 2, 2), {"batch_size": 6}, r"batch_size 6 is not divisible by the 4 devices .*; use a multiple of 4"),
         ((2, 2, 2), {"patch_size": 31}, "patch_size 31 is not divisible by the 2 devices along rows"),
-        ("auto", {"batch_size": 6, "patch_size": 30}, "8 devices cannot share a batch of 6 .* use 6 devices"),
-        ("auto", {"batch_size": 1, "patch_size": 64}, "8 devices cannot share a batch of 1 .* use 1 devices"),
+        ("auto", {"batch_size": 6, "patch_size": 30}, "8 devices cannot share a batch of 6 .* use 6 device"),
+        ("auto", {"batch_size": 1, "patch_size": 64}, "8 devices cannot share a batch of 1 .* use 1 device"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_named(requested, options, message):

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from gamax.config import LoggingConfig
 from gamax.errors import UserError
-from gamax.training.watching import InputWait, MetricsLog, Profiler, check_logging, device_memory, summary
+from gamax.training.watching import InputWait, MetricsLog, Profiler, check_logging, memory_use, summary
 
 FILE_ONLY = LoggingConfig(tensorboard=False)
 TENSORBOARD = LoggingConfig()
@@ -250,11 +250,11 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
     ]
     devices = [types.SimpleNamespace(memory_stats=lambda counted=counted: counted) for counted in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert device_memory() == {"memory_in_use_gib": 3, "memory_peak_gib": 5}
+    assert memory_use() == {"memory_in_use_gib": 3, "memory_peak_gib": 5}
 
 
 def test_on_cpu_memory_is_that_of_the_process():
-    memory = device_memory()
+    memory = memory_use()
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     # JAX alone takes more than the lower bound.
     assert 0.05 < memory.pop("process_memory_peak_gib") < machine
