@@ -60,7 +60,6 @@ def test_errors_of_ours_keep_their_traceback():
 def test_sigterm_exits_with_the_code_for_another_start(capsys):
     with pytest.raises(SystemExit) as stopped, exit_on_user_error(), stop_on_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("the signal was ignored")
     assert stopped.value.code == RESTART_EXIT_CODE == 75
     assert capsys.readouterr().err.startswith("asked to stop before or after training")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -158,12 +158,12 @@ def split_rows(mesh: Mesh, images: Any) -> Any:
 def planned_collectives(mesh: Mesh, *, mixes: bool = False) -> set[str]:
     """The kinds of exchange between devices that a training step on this mesh is meant to have.
 
-    Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts;
-    of `rows`, halos; images of other devices, where a step `mixes` those of a batch.
+    Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts
+    (`reduce-scatter`, or a ring of `collective-permute` on TPUs); of `rows`, halos; images of other devices, where a step `mixes` those of a batch.
     """
     planned = {"all-reduce"} if mesh.size > 1 else set()
     if mesh.shape["fsdp"] > 1:
-        planned |= {"all-gather", "reduce-scatter"}
+        planned |= {"all-gather", "reduce-scatter", "collective-permute"}
     if mesh.shape["rows"] > 1 or (mixes and mesh.size > 1):
         planned |= {"collective-permute"}
     return planned
