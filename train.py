@@ -6,6 +6,7 @@ The same command resumes a run that was interrupted, and evaluates one that is f
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from gamax import config, hosts
 from gamax.config import samples_seen, stage_ends, stages
 from gamax.console import print_table, say
 from gamax.data.datasets import folder_examples, prepare, training_channels
+from gamax.data.pipeline import training_batches
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
 from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
@@ -77,7 +79,11 @@ def main(arguments: list[str]) -> None:
     say(f"training on {dataset.num_images['train']} images, evaluating on {len(examples)} ({protocol.name})")
     say(f"{jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es)")
     # Stages are compiled before the first step: the last one must not fail after a week.
-    crops = {name: (dataset.train[0][name].shape[-1], dataset.train[0][name].dtype) for name in channels}
+    skip = experiment.data.skip_corrupt
+    with closing(
+        training_batches(dataset.train, patch_size=1, batch_size=1, seed=0, threads=1, skip_corrupt=skip)
+    ) as one:
+        crops = {name: (images.shape[-1], images.dtype) for name, images in next(one).items()}
     program_of = step_programs(model, experiment, meshes, abstract, crops, memory)
     for stage, end in stage_ends(experiment):
         if end > run_folder.saved_step(run_dir):
@@ -105,8 +111,8 @@ def main(arguments: list[str]) -> None:
                 evaluate_params,
                 save_best=partial(save, BEST_WEIGHTS_NAME),
             )
-        weights_sha256 = save(WEIGHTS_NAME, trained.params)
         scores = evaluate_params(trained.params)
+        weights_sha256 = save(WEIGHTS_NAME, trained.params)
         if trained.best and scores.mean("psnr") > trained.best[1]:
             save(BEST_WEIGHTS_NAME, trained.params)
         if hosts.is_first():

@@ -152,7 +152,7 @@ class TrainingConfig:
     """Keep also the checkpoints of every multiple of so many steps."""
     max_skipped_steps: int = 100
     """Stop when at least this many updates in a row were skipped because a loss or a gradient was not finite, or all
-    of a shorter run; counted at every step, looked at when metrics are logged."""
+    but the first of a shorter run; counted at every step, looked at when metrics are logged."""
 
 
 @dataclass(frozen=True)

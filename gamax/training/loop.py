@@ -129,7 +129,7 @@ def train(
                 }
                 logged_at, logged_samples = now, samples
                 note = f"loss {values['loss']:.4f}  {values['images_per_second']:.3g} images/s"
-                if values["skipped"] >= min(training.max_skipped_steps, training.steps):
+                if values["skipped"] >= min(training.max_skipped_steps, max(training.steps - 1, 1)):
                     _stop_for_nonfinite_gradients(experiment, model, state, batch, run_dir)
             update(step, note)
 

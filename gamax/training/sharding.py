@@ -159,7 +159,8 @@ def planned_collectives(mesh: Mesh, *, mixes: bool = False) -> set[str]:
     """The kinds of exchange between devices that a training step on this mesh is meant to have.
 
     Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts
-    (`reduce-scatter`, or a ring of `collective-permute` on TPUs); of `rows`, halos; images of other devices, where a step `mixes` those of a batch.
+    (`reduce-scatter`, or a ring of `collective-permute` on TPUs); of `rows`, halos; images of other devices, where a
+    step `mixes` those of a batch.
     """
     planned = {"all-reduce"} if mesh.size > 1 else set()
     if mesh.shape["fsdp"] > 1:

@@ -124,7 +124,7 @@ def test_negative_learning_rate(fails, tmp_path):
 
 def test_batch_not_divisible_by_devices(fails, tmp_path):
     error = fails("train.py", *train_arguments(tmp_path, "--training.batch-size", 6))
-    assert "training.batch_size / training.gradient_accumulation is 6, not divisible by the 8 devices" in error
+    assert "8 devices cannot share a batch of 6 crops of 16 pixels evenly; use 6 device(s), or another batch" in error
 
 
 @pytest.mark.parametrize("dataset", ["clean_folder", "paired_folder"])
