@@ -12,6 +12,7 @@ import tyro
 
 from gamax.cli_bench import Bench
 from gamax.cli_data import Data
+from gamax.cli_plan import TrainPlan
 from gamax.console import print_table, progress_bar, say
 from gamax.errors import UserError, exit_on_user_error
 from gamax.files import check_writable, replace_atomically
@@ -169,6 +170,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "convert": Convert,
     "bench": Bench,
     "data": Data,
+    "train-plan": TrainPlan,
 }
 
 

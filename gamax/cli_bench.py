@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -182,12 +183,82 @@ class BenchData:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchTrain:
+    """Measures training steps with the input pipeline in front of them, each row in a process of its own."""
+
+    models: tuple[str, ...] = ("gama_ir_tiny", "gama_ir_s")
+    """Names of networks; `gamax models` lists them."""
+    patch_size: tuple[int, ...] = (256,)
+    """Sides of the crops, in pixels."""
+    batch_size: tuple[int, ...] = (2,)
+    """Crops in one step over all devices."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Precisions of the computation."""
+    remat: tuple[bool, ...] = (False, True)
+    """Whether blocks are computed again for the gradient instead of being stored."""
+    steps: int = 20
+    """Measured steps of each row."""
+    prepared_dir: str | None = None
+    """Where prepared datasets are stored; the photographs of scikit-image are prepared there if they are not yet."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Append the rows to this file as JSON lines."""
+
+    def run(self) -> None:
+        """Carries the verb out."""
+        from gamax.benchmark.throughput import Case, experiment_of, measure
+        from gamax.data.datasets import prepare
+        from gamax.models import create_model
+
+        choices = (self.models, self.patch_size, self.batch_size, self.dtypes, self.remat)
+        if not all(choices) or min(*self.patch_size, *self.batch_size, self.steps) < 1:
+            raise UserError(
+                "bench train needs a model, a dtype and a choice of remat, and patch sizes, batch sizes and steps of "
+                "at least 1"
+            )
+        cases = [Case(*choice, self.steps, self.prepared_dir) for choice in itertools.product(*choices)]
+        for case in cases:
+            channels = create_model(case.model).input_channels
+            if channels != 3:
+                raise UserError(f"bench train is on RGB photographs; {case.model} takes {channels} channels")
+        _check_lines(self.output)
+        # Here, where it shows its progress; the largest crops must fit the photographs.
+        prepare(experiment_of(max(cases, key=lambda case: case.patch_size)).data)
+        for model, group in itertools.groupby(cases, key=lambda case: case.model):
+            rows = []
+            for case in group:
+                row = measure(case)
+                _write_line(self.output, row)
+                rows.append(
+                    {
+                        "crops": f"{case.batch_size}x{case.patch_size}",
+                        "dtype": case.dtype,
+                        "remat": "yes" if case.remat else "no",
+                        "images/s": f"{row['images_per_second_median']:.2f}",
+                        "p10": f"{row['images_per_second_p10']:.2f}",
+                        "p90": f"{row['images_per_second_p90']:.2f}",
+                        "step ms": f"{row['step_ms_median']:.0f}",
+                        "input wait": f"{row['input_wait']:.1%}",
+                        "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                        "compile s": f"{row['compile_seconds']:.1f}",
+                        "G multiply-adds": f"{row['multiply_adds'] / 1e9:.1f}",
+                    }
+                )
+            devices, version = row["environment"]["devices"], row["versions"]["jax"]
+            title = (
+                f"{model}: medians of {self.steps} steps on {len(devices)} x {devices[0]}, jax {version}; peak memory: "
+                f"{row['peak_memory_method']}"
+            )
+            print_table(title, list(rows[0]), rows)
+
+
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """Measures speed and memory."""
 
     verb: (
         Annotated[BenchInfer, tyro.conf.subcommand("infer", prefix_name=False)]
         | Annotated[BenchData, tyro.conf.subcommand("data", prefix_name=False)]
+        | Annotated[BenchTrain, tyro.conf.subcommand("train", prefix_name=False)]
     )
 
     def run(self) -> None:

@@ -18,7 +18,7 @@ from gamax.benchmark.cost import model_multiply_adds
 from gamax.config import Experiment, Stage
 from gamax.errors import UserError
 from gamax.models import create_model
-from gamax.training.program import compile_step, device_memory
+from gamax.training.program import TooLargeError, compile_step, device_memory
 from gamax.training.sharding import make_mesh, mesh_shape
 from gamax.training.state import abstract_state
 
@@ -94,9 +94,13 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
 
     Returns:
         Values that JSON can hold, bytes and operations of one device. `flops` and `bytes_accessed` are the compiler's,
-        which counts the bodies of loops once; `flops_of_products` is two for every multiply-add of the network, times
-        three for the gradient. If the step does not fit, `refused` is the sentence that says so, and there are no
-        figures of the compiler.
+        which counts the bodies of loops once; so do `collectives` where it does not say how often a loop runs, as that
+        of TPUs does not. `flops_of_products` is two for every multiply-add of the network, times three for the
+        gradient. If the step does not fit, `refused` is the sentence that says so, and there are no figures of the
+        compiler.
+
+    Raises:
+        UserError: if `training.gradient_accumulation` does not divide the batch.
 
     """
     chosen, model = experiment.model, _model(experiment)
@@ -118,7 +122,7 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
     started = time.monotonic()
     try:
         program = compile_step(model, experiment, stage, mesh, state, crops, device_bytes=device_bytes)
-    except UserError as error:
+    except TooLargeError as error:
         return row | {"fits": False, "refused": str(error), "compile_seconds": time.monotonic() - started}
     seconds = time.monotonic() - started
     compiled: Any = program.step

@@ -35,6 +35,10 @@ HEADROOM = 0.9
 """The part of a device's memory that a step may plan with; the rest is for what the compiler does not see."""
 
 
+class TooLargeError(UserError):
+    """A step needs more memory than a device has, however the batch is divided."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StepProgram:
     """A training step compiled for the shapes of one stage and for one mesh."""
@@ -156,7 +160,8 @@ def compile_step(
         compiler_options: for XLA.
 
     Raises:
-        UserError: if the step does not fit the memory however the batch is divided.
+        TooLargeError: if the step does not fit the memory however the batch is divided.
+        UserError: if the batch cannot be divided as asked for.
 
     """
     shardings = state_sharding(mesh, abstract_state)
@@ -214,7 +219,7 @@ def compile_step(
         least = parts * temporary_bytes / room if room > 0 else math.inf
         choices = [count for count in choices if count >= least] or choices[-1:]
     divided = "one crop after the other" if requested == "auto" else f"in {requested} part(s)"
-    raise UserError(
+    raise TooLargeError(
         f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, {divided}, of "
         f"{(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
         f"{'' if requested == 'auto' else 'training.gradient_accumulation auto, '}"
