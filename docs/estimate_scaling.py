@@ -39,7 +39,12 @@ def step_seconds(plan: dict[str, Any], chips: int) -> float:
     """An estimate of the time of one step on so many chips with as many crops on each as in `plan`."""
     # The compiler counts the loop over the parts of a batch once; most of a step is inside.
     accessed = plan["bytes_accessed"] * plan["gradient_accumulation"]
-    return max(plan["flops_of_products"] / PEAK_FLOPS, accessed / MEMORY_BYTES) + sent_bytes(plan, chips) / LINK_BYTES
+    return max(arithmetic_seconds(plan), accessed / MEMORY_BYTES) + sent_bytes(plan, chips) / LINK_BYTES
+
+
+def arithmetic_seconds(plan: dict[str, Any]) -> float:
+    """The least that one step can take: its multiplications and additions, on the units for products alone."""
+    return plan["flops_of_products"] / PEAK_FLOPS
 
 
 def sent_bytes(plan: dict[str, Any], chips: int) -> float:
@@ -53,7 +58,7 @@ def sent_bytes(plan: dict[str, Any], chips: int) -> float:
 
 
 def estimate_row(plan: dict[str, Any]) -> str:
-    """Milliseconds of a step and crops a second for every number of chips."""
+    """Milliseconds of a step and crops a second for every number of chips, and the part that exchange is of a step."""
     cells = []
     for chips in CHIPS:
         if chips < plan["mesh"]["rows"]:
@@ -62,8 +67,10 @@ def estimate_row(plan: dict[str, Any]) -> str:
         seconds = step_seconds(plan, chips)
         crops = plan["batch_size"] / plan["devices"] * chips / seconds
         cells.append(f"{1e3 * seconds:.1f} ({crops:,.0f})")
-    lost = 1 - step_seconds(plan, plan["mesh"]["rows"]) / step_seconds(plan, CHIPS[-1])
-    return f"| {_name(plan)} | {_mesh(plan)} | {' | '.join(cells)} | {lost:.1%} |"
+    exchange = sent_bytes(plan, CHIPS[-1]) / LINK_BYTES
+    lost = exchange / step_seconds(plan, CHIPS[-1])
+    at_most = exchange / (arithmetic_seconds(plan) + exchange)
+    return f"| {_name(plan)} | {_mesh(plan)} | {' | '.join(cells)} | {lost:.1%} | {at_most:.0%} |"
 
 
 def _name(plan: dict[str, Any]) -> str:
@@ -84,8 +91,8 @@ def main() -> None:
     )
     print("| --- | --- | --- " + "| ---: " * 7 + "| --- | ---: |")
     print("\n".join(map(compiled_row, plans)))
-    print("\n| network | mesh | " + " | ".join(f"{chips} chip(s)" for chips in CHIPS) + " | lost to exchange |")
-    print("| --- | --- " + "| ---: " * (len(CHIPS) + 1) + "|")
+    print("\n| network | mesh | " + " | ".join(map(str, CHIPS)) + " | exchange | at most |")
+    print("| --- | --- " + "| ---: " * (len(CHIPS) + 2) + "|")
     # With a scan, nobody knows how much of what the compiler counts is inside a loop.
     estimated = [plan for plan in plans if not plan["refused"] and "scan" not in plan["model"]["overrides"]]
     print("\n".join(map(estimate_row, estimated)))
