@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,9 +143,10 @@ def train(
                 values |= {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
                 if progress["best"] is None or score > progress["best"][1]:
                     progress["best"] = (step, score)
-                    save_best(params)
-                if log:
-                    _draw_worst(log, step, run_dir / "samples" / f"step-{step:08d}.png", scores)
+                    _write("the best weights", partial(save_best, params))
+                picture = run_dir / "samples" / f"step-{step:08d}.png"
+                if log and _write(f"'{picture}'", partial(save_comparison, picture, scores.worst)):
+                    log.picture(step, "restored worst", picture)
                 paused = time.monotonic() - before
                 started, logged_at = started + paused, logged_at + paused
                 waited.fraction()
@@ -175,13 +177,14 @@ def train(
     )
 
 
-def _draw_worst(log: MetricsLog, step: int, path: Path, scores: Evaluation) -> None:
+def _write(what: str, write: Callable[[], object]) -> bool:
+    """Whether the storage took it; if not, that is said, and training goes on."""
     try:
-        save_comparison(path, scores.worst)
+        write()
     except OSError as error:
-        say(f"the picture '{path}' could not be written ({error.strerror}); training goes on")
-    else:
-        log.picture(step, "restored worst", path)
+        say(f"{what} could not be written ({error.strerror}); training goes on")
+        return False
+    return True
 
 
 def result_params(state: TrainState) -> Any:

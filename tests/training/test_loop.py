@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -47,7 +48,9 @@ def dataset(fingerprint: str = "random") -> PreparedDataset:
     return PreparedDataset(Path("nowhere"), {"train": examples}, fingerprint, {"train": 5}, {"train": None})
 
 
-def train(run_dir: Path, images: PreparedDataset, evaluate: Any = lambda: None) -> loop.Trained:
+def train(
+    run_dir: Path, images: PreparedDataset, evaluate: Any = lambda: None, save_best: Any = lambda params: None
+) -> loop.Trained:
     state = abstract_state(MODEL, EXPERIMENT)
     meshes = stage_meshes(EXPERIMENT, state, 2**34)
     assert [tuple(mesh.shape.values()) for mesh in meshes.values()] == [(8, 1, 1), (4, 1, 2), (2, 1, 4)]
@@ -60,14 +63,23 @@ def train(run_dir: Path, images: PreparedDataset, evaluate: Any = lambda: None) 
     run_dir.mkdir(exist_ok=True)
     with Checkpoints(run_dir / "checkpoints", kept=1, kept_every=None) as checkpoints:
         program_of = step_programs(MODEL, EXPERIMENT, meshes, state, crops, 2**34)
-        return loop.train(
-            EXPERIMENT, MODEL, images, meshes, program_of, run_dir, checkpoints, score, save_best=lambda params: None
-        )
+        return loop.train(EXPERIMENT, MODEL, images, meshes, program_of, run_dir, checkpoints, score, save_best)
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(loop, "_draw_worst", lambda *arguments: None)
+    """There are no images to draw."""
+    monkeypatch.setattr(loop, "save_comparison", lambda path, rows: None)
+    monkeypatch.setattr(loop.MetricsLog, "picture", lambda *arguments: None)
+
+
+def test_a_disk_that_does_not_take_the_best_weights_does_not_end_training(tmp_path, capsys):
+    def save_best(params: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert train(tmp_path / "run", dataset(), save_best=save_best).best == (3, 30.0)
+    said = "the best weights could not be written (No space left on device); training goes on"
+    assert said in capsys.readouterr().out
 
 
 def test_stages_on_other_meshes_are_resumed_to_the_bit(tmp_path):
