@@ -126,7 +126,7 @@ def describe(program: StepProgram, seconds: float, device_bytes: int) -> list[st
     lines = [
         f"step of {stage.batch_size} crops of {stage.patch_size} pixels{parts}, compiled in {seconds:.0f} s: "
         f"{mesh.size} device(s) as {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}; on each "
-        f"{program.state_bytes / 2**30:.2f} GiB of state and {program.temporary_bytes / 2**30:.2f} GiB of temporaries, "
+        f"{program.state_bytes / 2**20:,.0f} MiB of state, {program.temporary_bytes / 2**20:,.0f} MiB of temporaries, "
         f"of {device_bytes / 2**30:.1f} GiB"
     ]
     if mesh.size > 1:
