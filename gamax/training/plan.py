@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import time
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from gamax.benchmark.cost import model_multiply_adds
 from gamax.config import Experiment, Stage
 from gamax.errors import UserError
 from gamax.models import create_model
-from gamax.training.program import TooLargeError, compile_step, device_memory
+from gamax.training.program import TooLargeError, compile_step, device_memory, state_and_gradient_bytes
 from gamax.training.sharding import make_mesh, mesh_shape
 from gamax.training.state import abstract_state
 
@@ -76,9 +75,7 @@ def planned_mesh(
         UserError: if the sizes do not use exactly these devices, or the batch cannot be divided over them.
 
     """
-    state = abstract_state(_model(experiment), experiment)
-    # The gradient is as large as the parameters.
-    state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, state.params)))
+    state_bytes = state_and_gradient_bytes(abstract_state(_model(experiment), experiment))
     shape = mesh_shape(requested, len(devices), stage, state_bytes=state_bytes, device_bytes=device_bytes)
     return make_mesh(shape, devices)
 

@@ -76,21 +76,21 @@ class StepProgram:
         return set(self.collectives) - self.planned
 
 
+def state_and_gradient_bytes(abstract_state: TrainState) -> int:
+    """Bytes of a training state and of one gradient, which is as large as the parameters."""
+    return _bytes(abstract_state) + _bytes(abstract_state.params)
+
+
 def stage_meshes(experiment: Experiment, abstract_state: TrainState, memory: int) -> dict[Stage, Mesh]:
     """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them.
 
     `memory` is that of one device in bytes.
     """
-    state_bytes = _bytes(abstract_state) + _bytes(abstract_state.params)
+    state_bytes = state_and_gradient_bytes(abstract_state)
+    requested, devices = experiment.training.mesh, jax.device_count()
     meshes: dict[Stage, Mesh] = {}
     for stage in stages(experiment):
-        shape = mesh_shape(
-            experiment.training.mesh,
-            jax.device_count(),
-            stage,
-            state_bytes=state_bytes,
-            device_bytes=memory,
-        )
+        shape = mesh_shape(requested, devices, stage, state_bytes=state_bytes, device_bytes=memory)
         first = next(iter(meshes.values()), None)
         # All in one order of the devices, so that the state needs not move from stage to stage.
         meshes[stage] = first.update(devices=first.devices.reshape(shape)) if first else make_mesh(shape)
