@@ -1,17 +1,20 @@
-"""Restoring images of any size: whole, or in overlapping tiles with constant device memory."""
+"""Restoring images of any size: whole, in overlapping tiles with constant device memory, or over several devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Shaped
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Shaped
 
 from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
@@ -24,10 +27,52 @@ OVERLAP = 96
 """Default overlap of tiles in pixels; `docs/tiling.md` says what it leaves."""
 
 
-@partial(jax.jit, static_argnums=0)
-def apply_network(model: nn.Module, params: Any, images: Any) -> Any:
-    """The network as one compiled program for each shape of `images` `[B, H, W, C]`, shared by all restorers."""
-    return model.apply({"params": params}, images)
+@partial(jax.jit, static_argnums=0, static_argnames=("self_ensemble", "mesh"))
+def apply_network(
+    model: nn.Module, params: Any, images: Any, *, self_ensemble: bool = False, mesh: Mesh | None = None
+) -> Any:
+    """The network as one compiled program for each shape of `images` `[B, H, W, C]`, shared by all restorers.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        images: float32 in [0, 1].
+        self_ensemble: mean over the eight flips and turns of the images.
+        mesh: devices along an axis `rows` that share the height; the images and the result are whole on each.
+    """
+
+    def network(images: Array) -> Any:
+        if mesh is not None:
+            images = lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(None, "rows")))
+        return model.apply({"params": params}, images)
+
+    restored = mean_over_symmetries(network, images) if self_ensemble else network(images)
+    if mesh is None:
+        return restored
+    return lax.with_sharding_constraint(restored, NamedSharding(mesh, PartitionSpec()))
+
+
+def compiled_programs() -> int:
+    """How many programs of networks this process has compiled, or fetched from a cache on disk, for restoring."""
+    return apply_network._cache_size()  # pyrefly: ignore[missing-attribute]
+
+
+def mean_over_symmetries(
+    network: Callable[[Array], Array], images: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c2"]:
+    """The mean of a network's results for the eight flips and turns of an image, each flipped and turned back.
+
+    The x8 self-ensemble of EDSR (arXiv 1707.02921). The eight are computed one after the other, so it takes eight times
+    as long and no more memory.
+    """
+
+    def mean_over_flips(images: Array) -> Array:
+        axes = ((), (1,), (2,), (1, 2))
+        restored = lax.map(network, jnp.stack([jnp.flip(images, axis) for axis in axes]))
+        return jnp.stack([jnp.flip(image, axis) for image, axis in zip(restored, axes, strict=True)]).mean(0)
+
+    turned = mean_over_flips(images.swapaxes(1, 2)).swapaxes(1, 2)
+    return (mean_over_flips(images) + turned) / 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +81,8 @@ class Restorer:
 
     Whole images (`tile=None`) give the network's own result. Tiles bound the memory on the device, whatever the size of
     the image; for a network with global statistics (GAMA, channel attention) each tile then sees its own means, so the
-    result differs. For any other network it does not, up to what leaks through the overlap.
+    result differs. For any other network it does not, up to what leaks through the overlap. `rows` gives the network's
+    own result for images that one device cannot hold.
     """
 
     model: nn.Module
@@ -46,13 +92,17 @@ class Restorer:
     overlap: int | None = None
     """Pixels that neighbouring tiles share: the outer quarters are discarded, the inner half blended. None means 96, or
     a quarter of a smaller tile; for a network with a larger `size_multiple` that, or none in a tile of one."""
+    self_ensemble: bool = False
+    """Mean over the results for the eight flips and turns of an image, or tile: eight times as long."""
+    rows: int = 1
+    """Devices that share the height of an image, exchanging the rows at their borders and the sums of global means."""
 
     def __post_init__(self) -> None:
-        if self.model.input_channels != 3:
-            raise UserError(
-                f"only networks for RGB images can restore them, and {type(self.model).__name__} with these options "
-                f"takes {self.model.input_channels} channels; call its `apply`"
-            )
+        if self.rows != 1:
+            if self.tile is not None:
+                raise UserError("tile and rows exclude each other: rows are for whole images on several devices")
+            if not 1 <= self.rows <= len(jax.local_devices()):
+                raise UserError(f"rows must be from 1 to the {len(jax.local_devices())} device(s), not {self.rows}")
         # Then every tile sees the same phase of the network's resampling.
         multiple = self.model.size_multiple
         if self.tile is None:
@@ -73,89 +123,218 @@ class Restorer:
             return multiple if self.tile >= 2 * multiple else 0
         return min(OVERLAP, self.tile // 4) // multiple * multiple
 
+    @cached_property
+    def _mesh(self) -> Mesh | None:
+        if self.rows == 1:
+            return None
+        # The compiler propagates shardings (Auto); explicit ones reject the reshapes of pixel shuffle.
+        return jax.make_mesh((self.rows,), ("rows",), (AxisType.Auto,), devices=jax.local_devices()[: self.rows])
+
+    @cached_property
+    def _placed_params(self) -> Any:
+        return (
+            self.params
+            if self._mesh is None
+            else jax.device_put(self.params, NamedSharding(self._mesh, PartitionSpec()))
+        )
+
     @classmethod
-    def from_weights(cls, run_or_file: str | Path, **options: Any) -> Restorer:
-        """A restorer from a run folder or a weight file; `options` are the other fields."""
+    def from_weights(
+        cls, run_or_file: str | Path, *, local_window: int | None = None, dtype: Any = None, **options: Any
+    ) -> Restorer:
+        """A restorer from a run folder or a weight file.
+
+        Args:
+            run_or_file: as `load_weights` takes it.
+            local_window: pixels of the test-time local conversion (arXiv 2112.04491); None for the network as it is.
+            dtype: that the network computes in, such as `"bfloat16"`; None for that of its training.
+            **options: the other fields.
+        """
         from gamax.interop.weights import load_weights
 
-        return cls(*load_weights(run_or_file), **options)
+        overrides = {"local_window": local_window, "dtype": dtype}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls(*load_weights(run_or_file, **given), **options)
 
     def __call__(self, image: Image, progress: Callable[[float], object] = lambda fraction: None) -> Image:
         """Restores one `[H, W, C]` image.
 
-        Floats in [0, 1] give float32, not clipped. 8- or 16-bit integers give the same type, clamped and rounded.
-        `progress` is called with the finished fraction after every tile.
+        C is the network's number of input channels, or 1 for an RGB network, which then is given the image three times
+        and returns the mean of its channels. Floats in [0, 1] give float32, not clipped. 8- or 16-bit integers give the
+        same type, clamped and rounded. `progress` is called with the finished fraction after every tile.
 
         Raises:
             UserError: if the image is of another type or shape, or a side is shorter than 2 pixels.
         """
-        floating = np.issubdtype(image.dtype, np.floating)
-        if image.ndim != 3 or image.shape[2] != 3 or not (floating or image.dtype in (np.uint8, np.uint16)):
-            raise UserError(
-                f"an image must be RGB [H, W, 3], floats in [0, 1] or 8- or 16-bit integers, not {image.dtype} of "
-                f"shape {list(image.shape)}"
-            )
-        if min(image.shape[:2]) < 2:
-            raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
-        if not floating:
-            return to_integers(self._restore(to_float(image), progress), image.dtype)
-        # Unclipped noise leaves [0, 1], but not by this much.
-        if np.abs(image).max() > LARGEST_FLOAT:
-            raise UserError(f"a float image must be in [0, 1], but this one has values up to {np.abs(image).max():g}")
-        return self._restore(image.astype(np.float32), progress)
+        if self.tiles(image.shape[:2]):
+            self.check(image)
+            return self._restore_tiles(image, progress)
+        (restored,) = self.start([image])()
+        progress(1.0)
+        return restored
+
+    def tiles(self, size: tuple[int, ...]) -> bool:
+        """Whether an image of that height and width is restored in tiles."""
+        return self.tile is not None and max(size) > self.tile
+
+    def start(
+        self, images: Sequence[Image], shape: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> Callable[[], list[Image]]:
+        """Begins to restore whole images as one batch; the function that it returns waits for the results.
+
+        Args:
+            images: as `__call__` takes them, of one size unless a shape is given.
+            shape: height and width that all are padded to on the right and at the bottom, and cut back from.
+            batch_size: the batch is filled up to this with copies, so that one program serves all batches.
+        """
+        for image in images:
+            self.check(image)
+        shape = shape or images[0].shape[:2]
+        batch = np.stack([pad_image(self._network_input(image), shape, self.model) for image in images])
+        if len(images) < batch_size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(images), 0)])
+        restored = self._apply(batch)
+
+        def wait() -> list[Image]:
+            results = np.asarray(restored)
+            return [
+                self._result(results[index, : image.shape[0], : image.shape[1]], image)
+                for index, image in enumerate(images)
+            ]
+
+        return wait
 
     def settings(self) -> dict[str, Any]:
         """Everything beyond the weights that the result depends on, for result files."""
         flags: Any = jax.config
+        padding = "reflected" if _padding_mode(self.model) == "reflect" else "with zeros"
         return {
             "dtype": np.dtype(self.model.dtype).name,
             "matmul_precision": flags.jax_default_matmul_precision or "backend default",
-            "padding": f"right and bottom to a multiple of {self.model.size_multiple}, reflected",
+            "padding": f"right and bottom to a multiple of {self.model.size_multiple}, {padding}",
             "tile": self.tile,
             "overlap": self._overlap if self.tile else None,
+            "local_window": getattr(self.model, "local_window", None),
+            "self_ensemble": self.self_ensemble,
+            "rows": self.rows,
         }
 
-    def _restore(self, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
-        if self.tile is None or max(image.shape[:2]) <= self.tile:
-            # A copy, as JAX's arrays share their memory with NumPy read-only.
-            restored = np.array(apply_network(self.model, self.params, image[None])[0])
-            progress(1.0)
-            return restored
-        return self._restore_tiles(image, self.tile, self._overlap, progress)
+    def _apply(self, images: np.ndarray) -> jax.Array:
+        options = {"self_ensemble": self.self_ensemble, "mesh": self._mesh}
+        return apply_network(self.model, self._placed_params, images, **options)
 
-    def _restore_tiles(
-        self, image: np.ndarray, tile: int, overlap: int, progress: Callable[[float], object]
-    ) -> np.ndarray:
-        padded = _pad_to_multiple(image, self.model.size_multiple)
-        rows, columns = (_tile_weights(size, min(tile, size), overlap) for size in padded.shape[:2])
-        result = np.zeros_like(padded)
+    def check(self, image: Image) -> None:
+        """Raises `UserError` if `__call__` would."""
+        channels, floating = self.model.input_channels, np.issubdtype(image.dtype, np.floating)
+        allowed = (1, 3) if channels == 3 else (channels,)
+        if image.ndim != 3 or image.shape[2] not in allowed or not (floating or image.dtype in (np.uint8, np.uint16)):
+            wanted = " or ".join(f"[H, W, {count}]" for count in allowed)
+            raise UserError(
+                f"this {type(self.model).__name__} takes images {wanted}, floats in [0, 1] or 8- or 16-bit integers, "
+                f"not {image.dtype} of shape {list(image.shape)}"
+            )
+        if min(image.shape[:2]) < 2:
+            raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
+        # Unclipped noise leaves [0, 1], but not by this much.
+        if floating and np.abs(image).max() > LARGEST_FLOAT:
+            raise UserError(f"a float image must be in [0, 1], but this one has values up to {np.abs(image).max():g}")
 
-        def blend(top: int, left: int, restored: jax.Array) -> None:
-            weight = rows[top][:, None, None] * columns[left][None, :, None]
-            result[top : top + tile, left : left + tile] += weight * np.asarray(restored[0])
+    def _network_input(self, image: Image) -> np.ndarray:
+        floats = image.astype(np.float32) if np.issubdtype(image.dtype, np.floating) else to_float(image)
+        return np.repeat(floats, self.model.input_channels, 2) if floats.shape[2] == 1 else floats
 
+    def _result(self, restored: np.ndarray, image: Image) -> np.ndarray:
+        """What the network has returned for the image, or a part of it, in the channels and type of the image."""
+        if image.shape[2] == 1 and restored.shape[2] == 3:
+            restored = restored.mean(2, keepdims=True)
+        # A copy, as JAX's arrays share their memory with NumPy read-only.
+        return np.array(restored) if np.issubdtype(image.dtype, np.floating) else to_integers(restored, image.dtype)
+
+    def _restore_tiles(self, image: Image, progress: Callable[[float], object]) -> Image:
+        """Restores one row of tiles after the other; beside image and result, one such row of floats is held."""
+        height, width = image.shape[:2]
+        tile, multiple = self.tile or 0, self.model.size_multiple
+        padded_height, padded_width = height + -height % multiple, width + -width % multiple
+        rows = _tile_weights(padded_height, min(tile, padded_height), self._overlap)
+        columns = _tile_weights(padded_width, min(tile, padded_width), self._overlap)
         grid = [(top, left) for top in rows for left in columns]
-        pending: partial[None] | None = None
+        zeros = _padding_mode(self.model) == "zeros"
+
+        def start_tile(top: int, left: int) -> jax.Array:
+            # Padded as the network pads a whole image, so that the last tiles see what it would see.
+            down, right = top + np.arange(len(rows[top])), left + np.arange(len(columns[left]))
+            pixels = image[np.ix_(_reflect(down, height), _reflect(right, width))]
+            if zeros:
+                pixels[down >= height], pixels[:, right >= width] = 0, 0
+            return self._apply(self._network_input(pixels)[None])
+
+        # The rows of the image from `first_row` on, which the tiles in work cover.
+        band: Any = None
+        result: Any = None
+        first_row = 0
+
+        def finish_rows(end: int) -> None:
+            nonlocal first_row
+            count = end - first_row
+            result[first_row:end] = self._result(band[:count, :width], image)
+            band[: len(band) - count] = band[count:]
+            band[len(band) - count :] = 0
+            first_row = end
+
+        def blend(top: int, left: int, restored: np.ndarray) -> None:
+            nonlocal band, result
+            if band is None:
+                band = np.zeros((len(rows[0]), padded_width, restored.shape[2]), np.float32)
+                channels = image.shape[2] if image.shape[2] == 1 else restored.shape[2]
+                integer = np.issubdtype(image.dtype, np.integer)
+                result = np.empty((height, width, channels), image.dtype if integer else np.float32)
+            if top > first_row:
+                finish_rows(top)
+            weight = rows[top][:, None, None] * columns[left][None, :, None]
+            band[:, left : left + weight.shape[1]] += weight * restored
+
+        pending: tuple[int, int, jax.Array] | None = None
         for index, (top, left) in enumerate(grid):
-            restored = apply_network(self.model, self.params, padded[None, top : top + tile, left : left + tile])
+            restored = start_tile(top, left)
             # While the device computes this tile the host blends the one before; more would only take memory.
             if pending is not None:
-                pending()
+                blend(*pending[:2], np.asarray(pending[2][0]))
                 progress(index / len(grid))
-            pending = partial(blend, top, left, restored)
+            pending = top, left, restored
         if pending is not None:
-            pending()
+            blend(*pending[:2], np.asarray(pending[2][0]))
+        finish_rows(height)
         progress(1.0)
-        return result[: image.shape[0], : image.shape[1]]
+        return result
 
 
-def _pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Pads as `gamax.blocks.pad_to_multiple` does, so that the last tiles see what the whole image would see."""
+def pad_image(image: np.ndarray, shape: tuple[int, int], model: nn.Module) -> np.ndarray:
+    """Pads `[H, W, C]` on the right and at the bottom to the height and width of `shape`.
+
+    Up to the network's `size_multiple` as the network would, so that its result is the same; further by reflection.
+    """
     for axis in (0, 1):
-        missing = -image.shape[axis] % multiple
+        side, missing = image.shape[axis], shape[axis] - image.shape[axis]
         widths = [(0, missing if axis == other else 0) for other in range(3)]
-        image = np.pad(image, widths, mode="reflect" if missing < image.shape[axis] else "edge")
+        if missing >= model.size_multiple:
+            image = np.pad(image, widths, "reflect")
+        elif missing and _padding_mode(model) == "zeros":
+            image = np.pad(image, widths)
+        elif missing:
+            image = np.pad(image, widths, "reflect" if missing < side else "edge")
     return image
+
+
+def _padding_mode(model: nn.Module) -> str:
+    """How the network pads: `zeros`, or `reflect` if it does not say."""
+    return getattr(model, "padding_mode", "reflect")
+
+
+def _reflect(positions: np.ndarray, side: int) -> np.ndarray:
+    """Where the pixels at these positions of an axis come from, padded as `gamax.blocks.pad_to_multiple` pads it."""
+    missing = positions[-1] + 1 - side
+    beyond = 2 * (side - 1) - positions if missing < side else np.full_like(positions, side - 1)
+    return np.where(positions < side, positions, beyond)
 
 
 def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:

@@ -11,7 +11,7 @@ paper's): 25,082,147 with the numbers of blocks for SIDD, 14,772,067 with those 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class NAFNet(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    padding_mode: ClassVar[str] = "zeros"
 
     def __post_init__(self) -> None:
         if self.block not in ("naf", "baseline", "plain"):

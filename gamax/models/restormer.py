@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class Restormer(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    view_order: ClassVar[str] = "left-right"
 
     def __post_init__(self) -> None:
         if len(self.blocks) != 4 or len(self.heads) != 4:

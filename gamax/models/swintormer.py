@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class Swintormer(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    view_order: ClassVar[str] = "right-left"
 
     def __post_init__(self) -> None:
         if len(self.blocks) != 4 or len(self.heads) != 4:
