@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from absl import flags
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Every shape and type annotation is checked at every call, except where tests pass on purpose what it forbids: the rest
@@ -48,11 +49,15 @@ CHECKED = (
     "console",
 )
 # Not `evaluate`: checking a sequence of examples would read one of them.
-EVALUATION = ("pictures", "protocols", "restore_files", "restorer")
+EVALUATION = ("buckets", "pictures", "protocols", "restore_files", "restorer")
 DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg")
 modules = [f"gamax.{name}" for name in CHECKED]
 modules += [f"gamax.evaluation.{name}" for name in EVALUATION] + [f"gamax.data.{name}" for name in DATA]
 install_import_hook(modules, f"{checker.__name__}.check")
+
+# The same examples in every run; what a machine is slow at is no failure.
+settings.register_profile("gamax", deadline=None, derandomize=True, database=None)
+settings.load_profile("gamax")
 
 # tensorflow_datasets reads absl flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()

@@ -20,6 +20,8 @@ from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 
 Image = Shaped[np.ndarray, "h w c"]
+Restored = Shaped[np.ndarray, "h w d"]
+AnySize = Shaped[np.ndarray, "_ _ _"]
 
 LARGEST_FLOAT = 10.0
 
@@ -156,7 +158,7 @@ class Restorer:
         given = {name: value for name, value in overrides.items() if value is not None}
         return cls(*load_weights(run_or_file, **given), **options)
 
-    def __call__(self, image: Image, progress: Callable[[float], object] = lambda fraction: None) -> Image:
+    def __call__(self, image: Image, progress: Callable[[float], object] = lambda fraction: None) -> Restored:
         """Restores one `[H, W, C]` image.
 
         C is the network's number of input channels, or 1 for an RGB network, which then is given the image three times
@@ -178,8 +180,8 @@ class Restorer:
         return self.tile is not None and max(size) > self.tile
 
     def start(
-        self, images: Sequence[Image], shape: tuple[int, int] | None = None, batch_size: int = 1
-    ) -> Callable[[], list[Image]]:
+        self, images: Sequence[AnySize], shape: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> Callable[[], list[AnySize]]:
         """Begins to restore whole images as one batch; the function that it returns waits for the results.
 
         Args:
@@ -195,7 +197,7 @@ class Restorer:
             batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(images), 0)])
         restored = self._apply(batch)
 
-        def wait() -> list[Image]:
+        def wait() -> list[AnySize]:
             results = np.asarray(restored)
             return [
                 self._result(results[index, : image.shape[0], : image.shape[1]], image)
@@ -223,10 +225,10 @@ class Restorer:
         options = {"self_ensemble": self.self_ensemble, "mesh": self._mesh}
         return apply_network(self.model, self._placed_params, images, **options)
 
-    def check(self, image: Image) -> None:
+    def check(self, image: np.ndarray) -> None:
         """Raises `UserError` if `__call__` would."""
         channels, floating = self.model.input_channels, np.issubdtype(image.dtype, np.floating)
-        allowed = (1, 3) if channels == 3 else (channels,)
+        allowed = (3, 1) if channels == 3 else (channels,)
         if image.ndim != 3 or image.shape[2] not in allowed or not (floating or image.dtype in (np.uint8, np.uint16)):
             wanted = " or ".join(f"[H, W, {count}]" for count in allowed)
             raise UserError(
@@ -239,18 +241,18 @@ class Restorer:
         if floating and np.abs(image).max() > LARGEST_FLOAT:
             raise UserError(f"a float image must be in [0, 1], but this one has values up to {np.abs(image).max():g}")
 
-    def _network_input(self, image: Image) -> np.ndarray:
+    def _network_input(self, image: np.ndarray) -> np.ndarray:
         floats = image.astype(np.float32) if np.issubdtype(image.dtype, np.floating) else to_float(image)
         return np.repeat(floats, self.model.input_channels, 2) if floats.shape[2] == 1 else floats
 
-    def _result(self, restored: np.ndarray, image: Image) -> np.ndarray:
+    def _result(self, restored: np.ndarray, image: np.ndarray) -> np.ndarray:
         """What the network has returned for the image, or a part of it, in the channels and type of the image."""
         if image.shape[2] == 1 and restored.shape[2] == 3:
             restored = restored.mean(2, keepdims=True)
         # A copy, as JAX's arrays share their memory with NumPy read-only.
         return np.array(restored) if np.issubdtype(image.dtype, np.floating) else to_integers(restored, image.dtype)
 
-    def _restore_tiles(self, image: Image, progress: Callable[[float], object]) -> Image:
+    def _restore_tiles(self, image: Image, progress: Callable[[float], object]) -> Restored:
         """Restores one row of tiles after the other; beside image and result, one such row of floats is held."""
         height, width = image.shape[:2]
         tile, multiple = self.tile or 0, self.model.size_multiple
@@ -339,7 +341,8 @@ def _reflect(positions: np.ndarray, side: int) -> np.ndarray:
 
 def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:
     """Start of every tile along one axis, and the weight of its pixels; the weights of all tiles add up to one."""
-    starts = [*range(0, size - tile, tile - overlap), size - tile]
+    # A side shorter than the overlap has one tile.
+    starts = [*range(0, size - tile, max(tile - overlap, 1)), size - tile]
     trim = overlap // 4
     distance = np.arange(tile, dtype=np.float32)
     # Never quite zero, so that the weights can be normalised.

@@ -158,9 +158,13 @@ def test_tiles_that_cannot_work_are_named(tile, overlap, message, local):
         Restorer(LOCAL, local, tile=tile, overlap=overlap)
 
 
-def test_networks_for_other_than_rgb_images_are_refused():
-    with pytest.raises(UserError, match="Line with these options takes 6 channels"):
-        Restorer(Line(input_channels=6), {})
+def test_images_must_have_the_channels_of_the_network():
+    with pytest.raises(
+        UserError, match=r"this Line takes images \[H, W, 3\] or \[H, W, 1\], .* not uint8 of shape \[4, 5, 6\]"
+    ):
+        Restorer(Line(), {})(np.zeros((4, 5, 6), np.uint8))
+    with pytest.raises(UserError, match=r"this Line takes images \[H, W, 6\], .* not uint8 of shape \[4, 5, 3\]"):
+        Restorer(Line(input_channels=6), {})(np.zeros((4, 5, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
