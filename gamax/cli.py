@@ -6,7 +6,7 @@ import dataclasses
 import glob
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,11 +27,27 @@ class Restore:
     weights: Path
     """A run folder or a weight file."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """A file for one image, or a folder, where the names are kept; the default for one image is NAME_restored."""
+    """A file for one image, or a folder, where names are kept and finished files skipped; else NAME_restored."""
+    task: Literal["denoise", "deblur", "defocus", "derain", "dehaze"] | None = None
+    """What the field does at test time for this task: for deblur a local window of 384, where the network has one."""
     tile: str = "auto"
     """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
+    local_window: int | None = None
+    """Replace the network's means over the image by means over so many pixels (TLC); 0 for none, whatever the task."""
+    self_ensemble: bool = False
+    """Mean over the eight flips and turns of each image: eight times as long."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the network computes in; the default is that of its training."""
+    rows: int = 1
+    """Devices that share the rows of an image which is too large for one."""
+    batch_size: int = 1
+    """Images of one size that go through the network together, such as frames of a video."""
+    exact_sizes: bool = False
+    """Compile a program for every size of image instead of padding them to few sizes."""
+    compare: bool = False
+    """Also write a picture before and after: NAME_compare.png, or compare/NAME.png in the folder."""
     compare_tiling: bool = False
     """Also restore each image whole and print by how much tiling changes it (takes the memory of the whole image)."""
     overwrite: bool = False
@@ -41,28 +57,21 @@ class Restore:
         """Carries the verb out."""
         from gamax.evaluation.restore_files import restore_files
 
-        sources = [path for pattern in self.images for path in _expand(pattern)]
-        restore_files(
-            sources,
-            self.output,
-            self.weights,
-            tile=self.tile,
-            overlap=self.overlap,
-            compare_tiling=self.compare_tiling,
-            overwrite=self.overwrite,
-        )
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del options["images"]
+        restore_files([path for pattern in self.images for path in _expand(pattern)], **options)
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The files that a command-line argument stands for."""
-    from gamax.data.images import list_images
+    """The files that a command-line argument stands for; in a folder also images that cannot be read, to be named."""
+    from gamax.data.images import SUFFIXES, UNREAD_SUFFIXES, list_images, natural_order
 
     path = Path(pattern)
     if path.is_dir():
-        return list_images(path)
+        return list_images(path, SUFFIXES + UNREAD_SUFFIXES)
     if path.exists() or not glob.has_magic(pattern):
         return [path]
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    matches = natural_order(Path(match) for match in glob.glob(pattern, recursive=True))
     if not matches:
         raise UserError(f"no file matches '{pattern}'")
     return matches

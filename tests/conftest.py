@@ -49,8 +49,18 @@ CHECKED = (
     "console",
 )
 # Not `evaluate`: checking a sequence of examples would read one of them.
-EVALUATION = ("buckets", "pictures", "protocols", "restore_files", "restorer")
-DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg")
+EVALUATION = (
+    "before_after",
+    "buckets",
+    "learned",
+    "lpips",
+    "pictures",
+    "protocols",
+    "restore_files",
+    "restored_log",
+    "restorer",
+)
+DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg", "metadata")
 modules = [f"gamax.{name}" for name in CHECKED]
 modules += [f"gamax.evaluation.{name}" for name in EVALUATION] + [f"gamax.data.{name}" for name in DATA]
 install_import_hook(modules, f"{checker.__name__}.check")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gamax.data.metadata import JPEG_START, PNG_START, TIFF_STARTS, parse_header, turn_upright
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 """File names that count as images, whatever the case of their letters."""
 
-_WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
-_WRITABLE_16_BIT = (".png", ".tif", ".tiff", ".ppm")
+UNREAD_SUFFIXES = (
+    *(".gif", ".apng", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".mpo", ".tga", ".psd", ".exr"),
+    *(".hdr", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw"),
+)
+"""File names of images in formats that are not read."""
+
+_WRITABLE_16_BIT = (".png", ".tif", ".tiff", ".ppm", ".pgm")
 _WRITABLE_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_JPEG_START = b"\xff\xd8\xff"
 _JPEG_START_OF_SCAN = 0xDA
 _JPEG_END = b"\xff\xd9"
 _CV2_SILENT = 0
@@ -30,8 +36,9 @@ _CV2_SILENT = 0
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image file as uint8 or uint16 `[H, W, C]`: gray (C = 1), RGB (3) or RGBA (4).
 
-    The EXIF orientation of a JPEG is applied. Raises `UserError` when the file is missing, empty, cut short, not an
-    image, or neither 8 nor 16 bits deep.
+    The EXIF orientation is applied. Gray with alpha comes as RGBA, a palette or single bits as the 8-bit colours or
+    grays that they stand for. Raises `UserError` when the file is missing, empty, cut short, not an image, neither 8
+    nor 16 bits deep, or a TIFF of several pages or of a kind that would be decoded wrongly.
     """
     path = Path(path)
     try:
@@ -44,12 +51,17 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"'{path}' is empty (0 bytes); copy it again or remove it")
     if _is_cut_short(data):
         raise UserError(f"'{path}' is cut short; copy it again or remove it")
+    # Of all others decoding tells enough, and most files have no EXIF.
+    is_tiff = data.startswith(TIFF_STARTS)
+    may_be_turned = not data.startswith(JPEG_START) and (b"eXIf" in data or b"EXIF" in data)
+    header = parse_header(io.BytesIO(data), path) if is_tiff or may_be_turned else None
     image = decode_image(data)
     if image is None:
         raise UserError(f"'{path}' is not an image that can be decoded; replace or remove it")
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"'{path}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
-    return image
+    # Decoding turns JPEG and TIFF itself.
+    return turn_upright(image, header.orientation) if header and not is_tiff else image
 
 
 def decode_image(data: bytes) -> np.ndarray | None:
@@ -57,7 +69,7 @@ def decode_image(data: bytes) -> np.ndarray | None:
     import cv2
 
     # IMREAD_UNCHANGED ignores the EXIF orientation; the other flags drop alpha, which no JPEG has.
-    is_jpeg = data.startswith(_JPEG_START)
+    is_jpeg = data.startswith(JPEG_START)
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
     # Otherwise OpenCV's own words on stderr would stand beside the sentence below. OpenCV 5 has moved the function.
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
@@ -70,14 +82,31 @@ def decode_image(data: bytes) -> np.ndarray | None:
         return None
     if image.ndim == 2:
         return image[..., np.newaxis]
+    if image.shape[-1] == 4 and image.dtype == np.uint8 and data.startswith(TIFF_STARTS):
+        return _decode_rgba_tiff(data, image)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[-1] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _decode_rgba_tiff(data: bytes, image: np.ndarray) -> np.ndarray | None:
+    """The pixels of an 8-bit RGBA TIFF, whose colours OpenCV multiplies by an alpha channel that is declared as one."""
+    import cv2
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    try:
+        # Not `PIL.Image.open`, which refuses large images.
+        with TiffImageFile(io.BytesIO(data)) as file:
+            if file.mode == "RGBA":
+                return np.array(file)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
 
 
 def _is_cut_short(data: bytes) -> bool:
     """Whether a PNG or JPEG misses its end, which decoders would report in words of their own or paint gray."""
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return _PNG_END not in data
-    if not data.startswith(_JPEG_START):
+    if not data.startswith(JPEG_START):
         return False
     # The end marker may also occur inside an EXIF thumbnail: it counts from the first scan of the picture itself.
     position = 2
@@ -139,12 +168,14 @@ def decode_stored(data: bytes) -> np.ndarray | None:
 def check_format(path: str | Path, image: np.ndarray) -> None:
     """Raises `UserError` when the format that the suffix of `path` names cannot be written or cannot hold the image."""
     suffix = Path(path).suffix.lower()
-    if suffix not in _WRITABLE:
-        raise UserError(f"cannot write '{path}': choose one of {', '.join(_WRITABLE)}")
+    if suffix not in SUFFIXES:
+        raise UserError(f"cannot write '{path}': choose one of {', '.join(SUFFIXES)}")
     if image.dtype == np.uint16 and suffix not in _WRITABLE_16_BIT:
         raise UserError(f"cannot write 16 bits a channel to '{path}': choose one of {', '.join(_WRITABLE_16_BIT)}")
     if image.shape[-1] == 4 and suffix not in _WRITABLE_ALPHA:
         raise UserError(f"cannot write an alpha channel to '{path}': choose one of {', '.join(_WRITABLE_ALPHA)}")
+    if suffix == (".pgm" if image.shape[-1] == 3 else ".ppm"):
+        raise UserError(f"cannot write '{path}': PPM is for colour images, PGM for gray ones")
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -161,18 +192,23 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         raise UserError(f"cannot write to folder '{path.parent}' ({error.strerror})") from error
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Lists the images directly in `folder` in natural order (`img2` before `img10`), hidden files left out.
 
-    Raises `UserError` when there is no such folder or no image in it.
+    Files count as images by their suffix. Raises `UserError` when there is no such folder or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
     if not paths:
         raise UserError(f"no images directly in folder '{folder}' (looked for {', '.join(SUFFIXES)})")
-    return sorted(paths, key=lambda path: (_natural_key(path.name.lower()), path.name))
+    return natural_order(paths)
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorts files by folder and name, with numbers in names as numbers: `img2` before `img10`."""
+    return sorted(paths, key=lambda path: (path.parent, _natural_key(path.name.lower()), path.name))
 
 
 def _natural_key(name: str) -> list[str | int]:

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from io import FileIO
+from math import ceil
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from gamax.console import progress_bar, say
-from gamax.data.images import SUFFIXES, check_format, read_image, to_float, to_rgb, write_image
-from gamax.errors import UserError
-from gamax.evaluation.restorer import Restorer
-from gamax.files import check_writable
-from gamax.interop.weights import load_weights
+from gamax.data.images import SUFFIXES, UNREAD_SUFFIXES, check_format, read_image, to_float
+from gamax.data.metadata import ImageHeader, encode_with_metadata, keeps_profile, read_header
+from gamax.errors import USER_ERROR_EXIT_CODE, StoppedError, UserError, nearest
+from gamax.evaluation.before_after import before_after
+from gamax.evaluation.buckets import shape_buckets
+from gamax.evaluation.restored_log import describe_source, is_finished, log_line, open_log, read_log
+from gamax.evaluation.restorer import Restorer, compiled_programs
+from gamax.evaluation.stream import restore_stream
+from gamax.files import check_writable, lock, replace_atomically
+from gamax.interop.weights import find_weights, load_weights, sha256
 
 LARGEST_WHOLE = 2**20
 """Pixels up to which `tile="auto"` restores an image whole."""
 AUTO_TILE = 512
+
+TASK_LOCAL_WINDOWS: dict[str, int | None] = {
+    "denoise": None,
+    "deblur": 384,
+    "defocus": None,
+    "derain": None,
+    "dehaze": None,
+}
+"""What the field does at test time, by task: the window of the test-time local conversion in pixels, or none.
+
+That of 384 stands behind the published GoPro results of NAFNet (arXiv 2204.04676, 2112.04491).
+"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image to restore: from where, to where, and how."""
+
+    source: Path
+    target: Path
+    picture: Path | None
+    """Where a picture before and after goes."""
+    header: ImageHeader
+    restorer: Restorer
+    shape: tuple[int, int]
+    """Height and width that the image is padded to."""
+    made_from: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.header.height, self.header.width
+
+    @property
+    def pixels(self) -> int:
+        return self.header.height * self.header.width
 
 
 def restore_files(
@@ -24,73 +74,94 @@ def restore_files(
     output: Path | None,
     weights: Path,
     *,
+    task: str | None = None,
     tile: str = "auto",
     overlap: int | None = None,
+    local_window: int | None = None,
+    self_ensemble: bool = False,
+    dtype: str | None = None,
+    rows: int = 1,
+    batch_size: int = 1,
+    exact_sizes: bool = False,
+    compare: bool = False,
     compare_tiling: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Restores every source and returns the files written.
+    """Restores every source and returns the restored files, those that were there already included.
+
+    Grey, alpha and 16 bits survive, and so do colour profiles and the camera's notes where the format has a place for
+    them; turned photographs come out upright. Work on a folder that was interrupted goes on: `restored.jsonl` in it
+    says what every file was made from, and a file that would become the same again is left as it is.
 
     Args:
-        sources: image files; grey, alpha and 16 bits survive.
+        sources: image files; what cannot be restored is reported at the end and stops no other.
         output: a file for a single source, else a folder in which the names are kept; None writes NAME_restored
             beside a single source.
         weights: a run folder or a weight file.
-        tile: `whole`, `auto`, or pixels a side.
+        task: one of `TASK_LOCAL_WINDOWS`, for what the field does at test time.
+        tile: `whole`, `auto` (tiles above `LARGEST_WHOLE` pixels, unless `rows` share them), or pixels a side.
         overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
+        local_window: window of the test-time local conversion in pixels, 0 for none; None leaves it to the task.
+        self_ensemble: mean over the eight flips and turns of an image.
+        dtype: that the network computes in, `float32` or `bfloat16`; None for that of its training.
+        rows: devices that share the rows of an image.
+        batch_size: images of one shape that go through the network together.
+        exact_sizes: pad no image beyond what the network itself needs, however many programs that takes.
+        compare: also write a picture before and after: NAME_compare.png, or `compare/NAME.png` in the folder.
         compare_tiling: print the largest difference between the tiled and the whole image, before rounding.
         overwrite: replace files that exist.
 
     Raises:
         UserError: before anything is written, if the arguments do not fit together or an output exists; at the end, if
-            some of several sources could not be restored.
+            some of the sources could not be restored.
+        StoppedError: if the disk is full.
     """
     if not sources:
         raise UserError("there is no image to restore: name files, folders or patterns")
-    targets = _targets(sources, output)
-    existing = [target for target in targets if target.exists()]
-    if existing and not overwrite:
-        raise UserError(f"'{existing[0]}' exists already; choose another --output or add --overwrite")
-    for folder in {target.parent for target in targets}:
-        check_writable(folder)
     if tile not in ("auto", "whole") and not (tile.isascii() and tile.isdecimal()):
         raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
-    model, params = load_weights(weights)
-    whole = Restorer(model, params)
-    tiled = None if tile == "whole" else Restorer(model, params, AUTO_TILE if tile == "auto" else int(tile), overlap)
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
+    targets = _targets(sources, output)
+    folder = None if output is None or targets == [output] else output
+    pictures = _pictures(targets, folder) if compare else [None] * len(targets)
+    _check_outputs(sources, targets, pictures, folder, overwrite)
+    model, params = _load_network(weights, task, local_window, dtype)
+    whole = Restorer(model, params, self_ensemble=self_ensemble, rows=rows)
+    tiled = whole
+    if tile == "auto" and rows == 1:
+        tiled = replace(whole, tile=AUTO_TILE, overlap=overlap)
+    elif tile not in ("auto", "whole"):
+        tiled = replace(whole, tile=int(tile), overlap=overlap)
 
-    problems, written = [], []
-    with progress_bar("restoring", len(sources), "images") as update:
-        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = list(pool.map(_try_header, sources))
+    problems: dict[Path, UserError] = {}
+    files, restorers = [], []
+    for source, target, picture, header in zip(sources, targets, pictures, headers, strict=True):
+        if isinstance(header, UserError):
+            problems[source] = header
+            continue
+        size = (header.height, header.width)
+        small = tile == "auto" and header.height * header.width <= LARGEST_WHOLE
+        files.append((source, target, picture, header))
+        restorers.append(tiled if tiled.tiles(size) and not small else whole)
+    jobs = _plan(files, restorers, sha256(find_weights(weights)), exact_sizes)
 
-            def advance(part: float, index: int = index, name: str = source.name) -> None:
-                update(index + part, name)
-
-            try:
-                image = read_image(source)
-                check_format(target, image)
-                small = tile == "auto" and image.shape[0] * image.shape[1] <= LARGEST_WHOLE
-                restorer = whole if tiled is None or small else tiled
-                restored = _restore(restorer, image, advance)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_image(target, restored)
-            except UserError as error:
-                if len(sources) == 1:
-                    raise UserError(f"'{source}' was not restored: {error}") from error
-                problems.append(f"{source}: {error}")
-                advance(1.0)
-                continue
-            written.append(target)
-            if _has_colour_profile(source):
-                say(f"the colour profile of '{source.name}' was not kept: its colours may look different")
-            if restorer.tile is not None and max(image.shape[:2]) > restorer.tile:
-                _report_tiling(restorer, image, compare_tiling)
-    for problem in problems:
-        say(f"not restored: {problem}")
-    if problems:
-        raise UserError(f"{len(problems)} of {len(sources)} images could not be restored, listed above")
-    say(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
-    return written
+    folder = folder if jobs else None
+    with lock(folder, wait=False) if folder else nullcontext():
+        finished = _find_finished(jobs, folder, overwrite)
+        to_do = [job for job in jobs if job.target not in finished]
+        problems |= _restore_all(to_do, folder, batch_size)
+    restored = [job for job in jobs if job.source not in problems]
+    for sentence in _losses(restored):
+        say(sentence)
+    _report_tiling(restored, compare_tiling)
+    written = [job.target for job in restored if job.target not in finished]
+    if written:
+        say(f"wrote {len(written)} image(s), {written[0]}{' and on' if len(written) > 1 else ''}")
+    _report_problems(sources, problems)
+    return [job.target for job in restored]
 
 
 def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
@@ -109,30 +180,278 @@ def _targets(sources: Sequence[Path], output: Path | None) -> list[Path]:
     return [output / name for name in names]
 
 
-def _restore(restorer: Restorer, image: np.ndarray, progress: Callable[[float], object]) -> np.ndarray:
-    """Restores the colours of an image and gives it its own channels back: grey stays grey, alpha is kept."""
-    restored = restorer(to_rgb(image), progress)
-    if image.shape[2] == 1:
-        return np.rint(restored.mean(2, keepdims=True)).astype(image.dtype)
+def _pictures(targets: Sequence[Path], folder: Path | None) -> list[Path | None]:
+    """The file for the picture before and after of every target."""
+    if folder is None:
+        return [target.with_name(f"{target.stem}_compare.png") for target in targets]
+    stems = [target.stem for target in targets]
+    unique = len(set(stems)) == len(stems)
+    return [folder / "compare" / f"{target.stem if unique else target.name}.png" for target in targets]
+
+
+def _check_outputs(
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    pictures: Sequence[Path | None],
+    folder: Path | None,
+    overwrite: bool,
+) -> None:
+    """Raises `UserError` if files would be lost or cannot be written; what a folder holds is a matter of its log."""
+    existing = [] if folder else [path for path in (*targets, *pictures) if path and path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"'{existing[0]}' exists already; choose another --output or add --overwrite")
+    # After an interruption restored images would be taken for sources and restored again.
+    if folder and folder.resolve() in {source.parent.resolve() for source in sources}:
+        raise UserError(f"'{folder}' holds the images to restore; choose another folder with --output")
+    for parent in {target.parent for target in targets}:
+        check_writable(parent)
+
+
+def _load_network(
+    weights: Path, task: str | None, local_window: int | None, dtype: str | None
+) -> tuple[nn.Module, Any]:
+    """The network as the arguments and the task want it; says what the task has chosen."""
+    if task is not None and task not in TASK_LOCAL_WINDOWS:
+        raise UserError(f"unknown task {nearest(task, TASK_LOCAL_WINDOWS)}")
+    overrides: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if local_window is not None:
+        overrides["local_window"] = local_window or None
+    network = load_weights(weights, **overrides)
+    if network[0].input_channels not in (1, 3):
+        raise UserError(f"'{weights}' is for the two views of a dual-pixel camera; gamax restore has but one image")
+    if task is None or local_window is not None:
+        return network
+    window = TASK_LOCAL_WINDOWS[task]
+    if window is None:
+        say(f"task {task}: nothing beyond the network itself, as is usual for it")
+        return network
+    try:
+        network = load_weights(weights, **overrides, local_window=window)
+    except UserError as error:
+        say(f"task {task}: without the usual test-time local conversion, as this network has none ({error})")
+        return network
+    say(f"task {task}: test-time local conversion with means over {window} pixels (--local-window 0 turns it off)")
+    return network
+
+
+def _try_header(source: Path) -> ImageHeader | UserError:
+    try:
+        if source.suffix.lower() in UNREAD_SUFFIXES and source.exists():
+            kind = source.suffix[1:].upper()
+            raise UserError(f"'{source}' is {kind}, a format that gamax does not read; convert it to PNG, JPEG or TIFF")
+        header = read_header(source)
+        if min(header.height, header.width) < 2:
+            raise UserError(f"'{source}' has {header.width}x{header.height} pixels; sides need 2 or more")
+    except UserError as error:
+        return error
+    return header
+
+
+def _plan(
+    files: Sequence[tuple[Path, Path, Path | None, ImageHeader]],
+    restorers: Sequence[Restorer],
+    weights_sha256: str,
+    exact_sizes: bool,
+) -> list[_Job]:
+    """The jobs for source, target, picture and header of each file, with few shapes for those restored whole."""
+    shapes = [(header.height, header.width) for *_, header in files]
+    pooled = [index for index, shape in enumerate(shapes) if not restorers[index].tiles(shape)]
+    if pooled and not exact_sizes:
+        multiple = restorers[0].model.size_multiple
+        buckets = shape_buckets([shapes[index] for index in pooled], multiple)
+        for index, bucket in zip(pooled, buckets, strict=True):
+            shapes[index] = bucket
+    jobs = []
+    for (source, target, picture, header), restorer, shape in zip(files, restorers, shapes, strict=True):
+        # Not the bucket itself: padding to the network's multiple changes nothing, and more images may join a folder.
+        settings = {**restorer.settings(), "padded_to": _round_up(shape, restorer.model.size_multiple)}
+        made_from = describe_source(source, weights_sha256, settings)
+        jobs.append(_Job(source, target, picture, header, restorer, shape, made_from))
+    return jobs
+
+
+def _round_up(size: tuple[int, int], multiple: int) -> list[int]:
+    return [side + -side % multiple for side in size]
+
+
+def _find_finished(jobs: Sequence[_Job], folder: Path | None, overwrite: bool) -> set[Path]:
+    """The targets that need not be written again; raises `UserError` if others exist and may not be replaced."""
+    if folder is None:
+        return set()
+    log = read_log(folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        same = pool.map(lambda job: is_finished(log, job.made_from, job.target), jobs)
+        ours = {job.target for job, is_ours in zip(jobs, same, strict=True) if is_ours}
+    others = [job.target for job in jobs if job.target not in ours and job.target.exists()]
+    if others and not overwrite:
+        count = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(
+            f"'{others[0]}'{count} exists already and was made from something else or in another way; choose another "
+            "--output or add --overwrite"
+        )
+    finished = {job.target for job in jobs if job.target in ours and (job.picture is None or job.picture.exists())}
+    if finished:
+        say(f"{len(finished)} of {len(jobs)} are restored already")
+    return finished
+
+
+def _restore_all(jobs: Sequence[_Job], folder: Path | None, batch_size: int) -> dict[Path, UserError]:
+    """Restores and writes; returns what went wrong, by source."""
+    problems: dict[Path, UserError] = {}
+    writable = []
+    for job in jobs:
+        if job.target.exists() and not job.target.stat().st_mode & 0o222:
+            problems[job.source] = UserError(f"'{job.target}' is write-protected; make it writable or remove it")
+        else:
+            writable.append(job)
+    if not writable:
+        return problems
+    before = compiled_programs()
+    megapixels = sum(job.pixels for job in writable) / 1e6
+    steps = ceil(megapixels)
+    fractions = {job.target: 0.0 for job in writable}
+    count, done = 0, 0.0
+    with (
+        open_log(folder) if folder else nullcontext() as log,
+        # Pixels, not images: among images of several sizes only their rate is steady.
+        progress_bar("restoring", steps, "megapixels", units_per_step=megapixels / steps) as update,
+    ):
+
+        def advance(job: _Job, fraction: float) -> None:
+            nonlocal done
+            done += (fraction - fractions[job.target]) * job.pixels / 1e6 / megapixels
+            fractions[job.target] = fraction
+            # All is done when the last file is written, not when its last tile is restored.
+            part = 1.0 if count == len(writable) else min(done, 0.999)
+            update(part * steps, f"{count} of {len(writable)} images, {job.source.name}")
+
+        for restorer in {id(job.restorer): job.restorer for job in writable}.values():
+            group = [job for job in writable if job.restorer is restorer]
+            for job, problem in _restore_group(group, batch_size, log, advance):
+                count += 1
+                advance(job, 1.0)
+                if problem is not None:
+                    problems[job.source] = problem
+    _report_programs(writable, compiled_programs() - before)
+    return problems
+
+
+def _restore_group(
+    jobs: Sequence[_Job], batch_size: int, log: FileIO | None, advance: Callable[[_Job, float], None]
+) -> Iterator[tuple[_Job, UserError | None]]:
+    """Restores and writes the jobs of one restorer, in any order; yields each with what went wrong."""
+
+    def finish(index: int, image: np.ndarray, restored: np.ndarray) -> None:
+        _write(jobs[index], image, restored, log)
+
+    results = restore_stream(
+        jobs[0].restorer,
+        [job.shape for job in jobs],
+        lambda index: _load(jobs[index]),
+        finish,
+        batch_size=batch_size,
+        progress=lambda index, fraction: advance(jobs[index], fraction),
+    )
+    for index, problem in results:
+        yield jobs[index], problem
+
+
+def _load(job: _Job) -> tuple[np.ndarray, np.ndarray]:
+    """What the network is given, and the image as it is."""
+    image = read_image(job.source)
+    check_format(job.target, image)
+    if image.shape[:2] != job.size:
+        height, width = job.size
+        raise UserError(
+            f"'{job.source}' says that it has {width}x{height} pixels and has {image.shape[1]}x{image.shape[0]}; copy "
+            "it again or remove it"
+        )
+    if job.header.alpha != (image.shape[2] == 4):
+        raise UserError(f"'{job.source}' holds transparency of a kind that is not read; save it with an alpha channel")
+    return image[:, :, :1] if job.header.gray else image[:, :, :3], image
+
+
+def _write(job: _Job, image: np.ndarray, restored: np.ndarray, log: FileIO | None) -> None:
+    """Encodes the restored image with the alpha of the other and writes it, and the picture of both."""
     if image.shape[2] == 4:
-        return np.concatenate([restored, image[:, :, 3:]], axis=2)
-    return restored
+        restored = np.concatenate([np.broadcast_to(restored, (*job.size, 3)), image[:, :, 3:]], axis=2)
+    content = encode_with_metadata(restored, job.target.suffix, job.header)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        if job.picture is not None:
+            # With the profile, or it would show other colours than the photograph.
+            picture = encode_with_metadata(before_after(image, restored), ".png", replace(job.header, exif=None))
+            job.picture.parent.mkdir(exist_ok=True)
+            replace_atomically(job.picture, picture)
+        if log is not None:
+            line = log_line(job.made_from, job.target, hashlib.sha256(content).hexdigest())
+            log.write(line.encode() + b"\n")
+        replace_atomically(job.target, content)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoppedError(
+                f"error: the disk of '{job.target.parent}' is full; make room, and the same command goes on",
+                USER_ERROR_EXIT_CODE,
+            ) from error
+        raise UserError(f"cannot write '{job.target}' ({error.strerror})") from error
 
 
-def _has_colour_profile(path: Path) -> bool:
-    """Whether a JPEG, PNG or WebP file says how its colours are to be understood."""
-    with path.open("rb") as file:
-        start = file.read(2**16)
-    return any(mark in start for mark in (b"ICC_PROFILE\0", b"iCCP", b"ICCP"))
+def _report_programs(jobs: Sequence[_Job], programs: int) -> None:
+    sizes = {job.size for job in jobs}
+    say(f"{len(sizes)} size(s) of images, {programs} program(s) compiled for them")
+    multiple = jobs[0].restorer.model.size_multiple
+    padded = sum(job.made_from["settings"]["padded_to"] != _round_up(job.size, multiple) for job in jobs)
+    if padded:
+        say(
+            f"{padded} image(s) were padded by more than the network needs, which changes them a little; --exact-sizes "
+            "compiles a program for every size instead"
+        )
 
 
-def _report_tiling(tiled: Restorer, image: np.ndarray, compare: bool) -> None:
-    note = f"restored in tiles of {tiled.tile} pixels, overlap {tiled.settings()['overlap']}"
-    if tiled.model.global_statistics:
+def _losses(jobs: Sequence[_Job]) -> list[str]:
+    """What the restored files miss of their sources, a sentence for each kind."""
+    by_kind: dict[str, list[str]] = {}
+    for job in jobs:
+        losses = list(job.header.losses)
+        channels = 1 if job.header.gray and not job.header.alpha else 3
+        if job.header.icc_profile is not None and not keeps_profile(channels, job.target.suffix, job.header):
+            losses.append("colour profile, without which colours may look different")
+        for loss in losses:
+            by_kind.setdefault(loss, []).append(job.source.name)
+    return [
+        f"not kept of '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {loss}"
+        for loss, names in by_kind.items()
+    ]
+
+
+def _report_tiling(jobs: Sequence[_Job], compare: bool) -> None:
+    tiled = [job for job in jobs if job.restorer.tiles(job.size)]
+    if not tiled:
+        return
+    restorer = tiled[0].restorer
+    note = (
+        f"{len(tiled)} image(s) restored in tiles of {restorer.tile} pixels, overlap {restorer.settings()['overlap']}"
+    )
+    if restorer.model.global_statistics:
         note += "; this network looks over all it is given, here each tile (--tile whole gives its exact result)"
-    if compare:
-        # Before rounding, which would turn the smallest difference into a whole grey level.
-        colours = to_float(to_rgb(image))
-        difference = 255 * np.abs(tiled(colours) - Restorer(tiled.model, tiled.params)(colours))
-        note += f"; largest difference from whole {difference.max():.4f} of 255, mean {difference.mean():.6f}"
     say(note)
+    for job in tiled if compare else ():
+        # Before rounding, which would turn the smallest difference into a whole grey level.
+        image = to_float(_load(job)[0])
+        difference = 255 * np.abs(restorer(image) - replace(restorer, tile=None, overlap=None)(image))
+        say(
+            f"'{job.source.name}': largest difference from whole {difference.max():.4f} of 255, "
+            f"mean {difference.mean():.6f}"
+        )
+
+
+def _report_problems(sources: Sequence[Path], problems: Mapping[Path, UserError]) -> None:
+    """Raises `UserError` if there are any."""
+    if not problems:
+        return
+    if len(sources) == 1:
+        raise UserError(f"'{sources[0]}' was not restored: {problems[sources[0]]}") from problems[sources[0]]
+    for source in sources:
+        if source in problems:
+            say(f"not restored: {problems[source]}")
+    raise UserError(f"{len(problems)} of {len(sources)} images could not be restored, listed above")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
@@ -7,6 +8,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from gamax.data.images import list_images, pair_images, read_image, to_rgb, write_image
 from gamax.errors import UserError
@@ -48,6 +50,8 @@ def test_write_replaces_a_file_and_leaves_it_alone_on_failure(tmp_path, monkeypa
     ("name", "shape", "dtype", "words"),
     [
         ("a.gif", (4, 4, 3), np.uint8, "choose one of .png"),
+        ("a.pgm", (4, 4, 3), np.uint8, "PPM is for colour images"),
+        ("a.ppm", (4, 4, 1), np.uint16, "PGM for gray ones"),
         ("a.jpg", (4, 4, 3), np.uint16, "16 bits a channel"),
         ("a.jpg", (4, 4, 4), np.uint8, "alpha channel"),
         ("none/a.png", (4, 4, 3), np.uint8, "cannot write to folder"),
@@ -78,6 +82,12 @@ def encoded(suffix):
     return cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))[1].tobytes()
 
 
+def float_tiff():
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.ones((4, 4, 3), np.float32), photometric="rgb")
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -90,7 +100,7 @@ def encoded(suffix):
         ("header.jpg", encoded(".jpg")[:20], "is cut short"),
         ("truncated.webp", encoded(".webp")[:-500], "not an image that can be decoded"),
         ("truncated.tif", encoded(".tif")[:-500], "not an image that can be decoded"),
-        ("float.tif", cv2.imencode(".tif", np.ones((4, 4, 3), np.float32))[1].tobytes(), "holds float32 values"),
+        ("float.tif", float_tiff(), "holds float32 values"),
         ("flat.png", encoded(".png")[:16] + bytes(4) + encoded(".png")[20:], "not an image that can be decoded"),
     ],
 )
@@ -134,6 +144,7 @@ def test_images_are_listed_in_natural_order(tmp_path):
         (tmp_path / name).touch()
     names = [path.name for path in list_images(tmp_path)]
     assert names == ["9.bmp", "10.webp", "IMG1.jpg", "img2.PNG", "img2b.tiff", "img10.png"]
+    assert [path.name for path in list_images(tmp_path, (".txt",))] == ["notes.txt"]
 
 
 def test_listing_nothing_is_an_error(tmp_path):
