@@ -1,6 +1,6 @@
 """Scores weights under a named protocol: `python eval.py runs/quickstart --protocol gauss-color-25 --data DIR`.
 
-DIR holds the clean images, or `input/` and `target/` for protocols on pairs.
+DIR holds the files as the authors of a test set distribute them, or clean images, or `input/` and `target/`.
 """
 
 from __future__ import annotations
@@ -8,19 +8,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from gamax.console import print_table, progress_bar, say
-from gamax.data.datasets import folder_examples
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
-from gamax.evaluation.evaluate import TABLE_COLUMNS, check_examples, evaluate
+from gamax.evaluation.evaluate import check_examples, check_network, evaluate, restore_inputs
+from gamax.evaluation.learned import find_metric
 from gamax.evaluation.pictures import save_comparison
-from gamax.evaluation.protocols import PROTOCOLS, find_protocol
+from gamax.evaluation.protocol_data import protocol_examples
+from gamax.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 from gamax.evaluation.restorer import Restorer
+from gamax.evaluation.submission import write_dnd_submission
 from gamax.files import check_writable, write_json
-from gamax.interop.weights import find_weights, load_weights, sha256
+from gamax.interop.weights import find_weights, sha256
 
 
 @dataclass(frozen=True)
@@ -32,34 +35,74 @@ class Arguments:
     protocol: str
     """One of the named protocols."""
     data: Path
-    """Folder of clean images, or with `input/` and `target/`."""
+    """Folder of the test set: as its authors distribute it, or clean images, or with `input/` and `target/`."""
     output: Path | None = None
-    """The JSON file to write; the default is beside the weights, `evaluations/PROTOCOL-DATA[-tileN].json`."""
+    """The JSON file to write; the default is beside the weights, `evaluations/PROTOCOL-DATA[-OPTIONS].json`. For
+    dnd-submit a folder."""
     tile: int | None = None
     """Restore in tiles of this many pixels a side; the default is whole images."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
+    local_window: int | None = None
+    """Pixels of the test-time local conversion; the default is that of the protocol, which has none as a rule."""
+    self_ensemble: bool = False
+    """Mean over the results for the eight flips and turns of every image."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision that the network computes in; the default is that of its training."""
+    rows: int = 1
+    """Devices that share the height of every image."""
+    batch_size: int = 1
+    """Images of one shape that the network is given together."""
+    exact_sizes: bool = False
+    """Compile a program for every size of image, however many there are, instead of padding some further."""
+    extra_metrics: tuple[str, ...] = ()
+    """Also compute these: `lpips`, or MODULE:FUNCTION of (restored, target), `[H, W, 3]` in [0, 1]."""
 
 
 def main(arguments: Arguments) -> None:
     """Checks everything, scores every image, prints a table, writes JSON and a picture of the worst."""
     protocol = find_protocol(arguments.protocol)
-    restorer = Restorer(*load_weights(arguments.weights), tile=arguments.tile)
     weights = find_weights(arguments.weights)
-    output = arguments.output or weights.parent / "evaluations" / _name(protocol.name, arguments.data, arguments.tile)
-    if output.suffix != ".json" or output.is_dir():
-        raise UserError(f"--output must be a JSON file, not '{output}'")
-    check_writable(output.parent)
-    examples = folder_examples(arguments.data, protocol.paired)
-    check_examples(examples, protocol, restorer.model, restorer.params)
+    output = arguments.output or weights.parent / "evaluations" / _name(arguments, protocol)
+    _check_output(output, protocol)
+    metrics = {name: find_metric(name) for name in arguments.extra_metrics}
+    restorer = Restorer.from_weights(
+        weights,
+        local_window=_local_window(arguments.local_window, protocol),
+        dtype=arguments.dtype,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
+        self_ensemble=arguments.self_ensemble,
+        rows=arguments.rows,
+    )
+    check_network(protocol, restorer.model)
+    examples = protocol_examples(protocol, arguments.data)
+    with progress_bar("reading", len(examples), "images") as update:
+        sizes = check_examples(examples, protocol, restorer, update, exact_sizes=arguments.exact_sizes)
 
+    if not protocol.scores:
+        with progress_bar("restoring", len(examples), "images") as update:
+            restored = restore_inputs(restorer, examples, protocol, sizes, update, batch_size=arguments.batch_size)
+            files = write_dnd_submission(output, restored)
+        say(f"wrote {len(files)} files to {output}: pack and send them to the authors' server, which scores them")
+        return
     started = time.monotonic()
     with progress_bar(f"evaluating {protocol.name}", len(examples), "images") as update:
-        evaluation = evaluate(restorer, examples, protocol, update)
+        evaluation = evaluate(
+            restorer,
+            examples,
+            protocol,
+            sizes,
+            update,
+            batch_size=arguments.batch_size,
+            exact_sizes=arguments.exact_sizes,
+            extra_metrics=metrics,
+        )
     record = {
         **evaluation.record(),
         "data": str(arguments.data),
         "weights": str(weights),
         "weights_sha256": sha256(weights),
-        "sizes": len({(row["height"], row["width"]) for row in evaluation.rows}),
         "seconds": time.monotonic() - started,
         "versions": versions(),
         "environment": environment(),
@@ -68,14 +111,47 @@ def main(arguments: Arguments) -> None:
     write_json(output, record)
     picture = output.with_suffix(".png")
     save_comparison(picture, evaluation.worst)
-    print_table(f"{arguments.weights} under {protocol.name}", TABLE_COLUMNS, evaluation.table())
+    table = evaluation.table()
+    title = ", ".join([f"{arguments.weights} under {protocol.name}", *_options(arguments, protocol)])
+    print_table(title, list(table[0]), table)
+    further = evaluation.inference["padded_further"]
+    note = f"; {further} image(s) padded more than by the network (--exact-sizes avoids it)" if further else ""
+    say(f"{evaluation.sizes} size(s), {evaluation.programs} program(s) compiled{note}")
     say(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
 
 
-def _name(protocol: str, data: Path, tile: int | None) -> str:
+def _local_window(asked: int | None, protocol: Protocol) -> int | None:
+    if None not in (asked, protocol.local_window) and asked != protocol.local_window:
+        raise UserError(
+            f"protocol {protocol.name} is for a local window of {protocol.local_window}, not {asked}: leave out "
+            "--local-window or choose another protocol"
+        )
+    return protocol.local_window if asked is None else asked
+
+
+def _check_output(output: Path, protocol: Protocol) -> None:
+    if protocol.scores and (output.suffix != ".json" or output.is_dir()):
+        raise UserError(f"--output must be a JSON file, not '{output}'")
+    if not protocol.scores and (output.suffix or output.is_file()):
+        raise UserError(f"--output must be a folder for the files of {protocol.name}, not '{output}'")
+    check_writable(output.parent)
+
+
+def _options(arguments: Arguments, protocol: Protocol) -> list[str]:
+    """What the result depends on beyond weights and protocol, in a word each."""
+    window = None if arguments.local_window == protocol.local_window else arguments.local_window
+    values = {"tile": arguments.tile, "overlap": arguments.overlap, "local-window": window}
+    options = [f"{name}{value}" for name, value in values.items() if value is not None]
+    options += [arguments.dtype] if arguments.dtype else []
+    options += ["self-ensemble"] if arguments.self_ensemble else []
+    return options + (["exact-sizes"] if arguments.exact_sizes else [])
+
+
+def _name(arguments: Arguments, protocol: Protocol) -> str:
     # With the parent folder, as test sets are often just called `test`.
-    parts = (protocol, *data.resolve().parts[-2:], *([f"tile{tile}"] if tile else []))
-    return "-".join(part.strip("/") for part in parts if part.strip("/")) + ".json"
+    folders = [part for part in arguments.data.resolve().parts[-2:] if part != "/"]
+    parts = [protocol.name, *folders, *_options(arguments, protocol)]
+    return "-".join(parts) + (".json" if protocol.scores else "")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from gamax import config, hosts
 from gamax.config import samples_seen, stage_ends, stages
 from gamax.console import print_table, say
-from gamax.data.datasets import folder_examples, prepare, training_channels
+from gamax.data.datasets import prepare, training_channels
 from gamax.data.pipeline import training_batches
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
-from gamax.evaluation.evaluate import TABLE_COLUMNS, Evaluation, check_examples, evaluate
+from gamax.evaluation.evaluate import Evaluation, check_examples, check_scored, evaluate
 from gamax.evaluation.pictures import save_comparison
+from gamax.evaluation.protocol_data import protocol_examples
 from gamax.evaluation.protocols import find_protocol
 from gamax.evaluation.restorer import Restorer
 from gamax.files import write_json
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> None:
     chosen = experiment.model
     model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
     protocol = find_protocol(experiment.evaluation.protocol)
+    check_scored(protocol)
     abstract = abstract_state(model, experiment)
     memory = hosts.least(device_memory(jax.local_devices()[0]))
     meshes = stage_meshes(experiment, abstract, memory)
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> None:
     if hosts.is_first():
         run_folder.check_run(run_dir, experiment)
     evaluation_data = experiment.evaluation.data
-    examples = folder_examples(evaluation_data, protocol.paired) if evaluation_data else None
+    examples = protocol_examples(protocol, evaluation_data) if evaluation_data else None
     channels = training_channels(experiment.data)
     if {*channels.values(), model.input_channels} != {3}:
         raise UserError(
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> None:
     examples = examples or dataset.test
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
-    check_examples(examples, protocol, model, abstract.params)
+    sizes = check_examples(examples, protocol, Restorer(model, abstract.params))
 
     say(f"{chosen.name}: {count_parameters(abstract.params):,} parameters")
     say(f"training on {dataset.num_images['train']} images, evaluating on {len(examples)} ({protocol.name})")
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> None:
             program_of(stage)
 
     def evaluate_params(params: Any) -> Evaluation:
-        return evaluate(Restorer(model, jax.device_put(params)), examples, protocol)
+        return evaluate(Restorer(model, jax.device_put(params)), examples, protocol, sizes)
 
     def save(name: str, params: Any) -> str | None:
         if not hosts.is_first():
@@ -142,7 +144,8 @@ def main(arguments: list[str]) -> None:
         last=(steps, scores.mean("psnr")),
     )
     print_table("training", SUMMARY_COLUMNS, figures)
-    print_table(f"{run_dir} under {protocol.name}", TABLE_COLUMNS, scores.table())
+    table = scores.table()
+    print_table(f"{run_dir} under {protocol.name}", list(table[0]), table)
     say(f"trained in {trained.seconds:.0f} s; wrote {WEIGHTS_NAME}, result.json and samples/{protocol.name}.png there")
 
 

@@ -50,11 +50,13 @@ CHECKED = (
 )
 # Not `evaluate`: checking a sequence of examples would read one of them.
 EVALUATION = (
+    "alignment",
     "before_after",
     "buckets",
     "learned",
     "lpips",
     "pictures",
+    "protocol_data",
     "protocols",
     "restore_files",
     "restored_log",

@@ -1,4 +1,4 @@
-"""Datasets: prepared for training, or read straight from a folder for evaluation."""
+"""Datasets: prepared for training, or read straight from their sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from gamax.data.examples import (
     Example,
     ExampleFiles,
     join_views,
-    list_examples,
     read_example,
 )
 from gamax.data.images import decode_stored
@@ -223,7 +222,7 @@ def _quiet_tfds() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-class _Examples(Sequence[Example]):
+class LazyExamples(Sequence[Example]):
     """Examples that are read when they are asked for."""
 
     def __init__(self, length: int, read: Callable[[int], Example]):
@@ -268,7 +267,7 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Example]
                 "delete its folder and prepare the set again, or set data.skip_corrupt"
             ) from error
 
-    return _Examples(len(source), read)
+    return LazyExamples(len(source), read)
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -291,14 +290,4 @@ def source_examples(config: DataConfig, split: str) -> Sequence[Example]:
     if split not in splits:
         raise UserError(f"dataset {config.dataset} has no split {nearest(split, list(splits))} in its source")
     examples = splits[split]
-    return _Examples(len(examples), lambda index: read_example(examples[index], builder_class.CHANNELS))
-
-
-def folder_examples(folder: str | Path, paired: bool) -> Sequence[Example]:
-    """The images of a folder, or the pairs in its `input/` and `target/`, each read when it is asked for.
-
-    The listing is checked at once: `UserError` when the folder is missing or empty or a partner is missing. Reading an
-    example raises `UserError` when its file is no image; `gamax.data.checks` finds those beforehand.
-    """
-    examples = list_examples(Path(folder).expanduser(), paired)
-    return _Examples(len(examples), lambda index: read_example(examples[index]))
+    return LazyExamples(len(examples), lambda index: read_example(examples[index], builder_class.CHANNELS))

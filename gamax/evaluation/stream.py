@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -31,7 +31,7 @@ def restore_stream(
     *,
     batch_size: int = 1,
     progress: Callable[[int, float], object] = lambda index, fraction: None,
-) -> Iterator[tuple[int, R | UserError]]:
+) -> Generator[tuple[int, R | UserError]]:
     """Restores many images and yields the index of each with its result as they are finished, the largest first.
 
     Images of one shape go through the network batch after batch. Images larger than the restorer's tile are restored in

@@ -140,7 +140,7 @@ def train(
                 params = hosts.fetch(result_params(state))
                 scores = evaluate_params(params)
                 score = scores.mean("psnr")
-                values |= {metric: scores.mean(metric) for metric in ("psnr", "ssim")}
+                values |= scores.means()
                 if progress["best"] is None or score > progress["best"][1]:
                     progress["best"] = (step, score)
                     _write("the best weights", partial(save_best, params))

@@ -216,6 +216,34 @@ def test_eval_checks_its_output_first(fails, tmp_path, tiny_workspace, output):
     assert output.rpartition("/")[0] in fails("eval.py", tiny_workspace / "runs/quickstart", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "options", "sentence"),
+    [
+        ("gopro-tlc", ("--local-window", 256), "gopro-tlc is for a local window of 384, not 256"),
+        ("gauss-gray-25", ("--tile", 13), "tile must be a multiple of"),
+        ("dpdd-dual16", (), "dpdd-dual16 is for networks that take 6 channels, and this GAMAIR takes 3"),
+        ("sidd-srgb", (), "it takes input/ and target/ with images of equal names, or else"),
+        ("rain-y-matlab", (), "`gamax data info NAME` describes for test100, rain100h, rain100l, test2800, test1200"),
+        ("dnd-submit", ("--output", "result.json"), "--output must be a folder for the files of dnd-submit"),
+        ("gauss-color-25", ("--extra-metrics", "sharpness"), "unknown metric 'sharpness'"),
+    ],
+)
+def test_eval_checks_what_does_not_fit_together(fails, tmp_path, tiny_workspace, protocol, options, sentence):
+    image(tmp_path / "clean/a.png")
+    arguments = ("--protocol", protocol, "--data", tmp_path / "clean", *options)
+    assert sentence in fails("eval.py", tiny_workspace / "runs/quickstart", *arguments)
+
+
+def test_a_protocol_that_training_cannot_score(fails, tmp_path):
+    pairs = ("--evaluation.data", tmp_path / "pairs")
+    for folder in ("input", "target"):
+        image(tmp_path / "pairs" / folder / "a.png")
+    error = fails("train.py", *train_arguments(tmp_path, "--evaluation.protocol", "gopro-tlc", *pairs))
+    assert "gopro-tlc needs the network with local_window=384, not None" in error
+    error = fails("train.py", *train_arguments(tmp_path, "--evaluation.protocol", "dnd-submit"))
+    assert "protocol dnd-submit scores nothing" in error
+
+
 def test_a_run_that_diverges_has_no_result(fails, tmp_path, capsys):
     huge = ("--optimizer.learning-rate", "1e30", "--training.steps", "4")
     network = ("--model.overrides", "width=4", "depth=3", "levels=1", "blocks_per_level=1")

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
-import PIL.Image
-import PIL.ImageCms
 import pytest
+import scipy.io
 
 from gamax import Restorer
+from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 from gamax.evaluation.protocols import PROTOCOLS
 
@@ -72,11 +73,21 @@ def test_pairs_in_a_folder_train_and_are_scored_against_their_inputs(tmp_path, t
     assert result["psnr_input"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_eval_writes_table_json_and_picture(tiny_workspace, monkeypatch, capsys):
+@pytest.fixture
+def score(monkeypatch):
+    """The program `eval.py`, run in this process."""
     script = str(ROOT / "eval.py")
-    arguments = [str(tiny_workspace / "runs/quickstart"), "--protocol", "gauss-color-25"]
-    monkeypatch.setattr(sys, "argv", [script, *arguments, "--data", str(tiny_workspace / "photographs")])
-    runpy.run_path(script, run_name="__main__")
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(script, run_name="__main__")
+
+    return run
+
+
+def test_eval_writes_table_json_and_picture(tiny_workspace, score, capsys):
+    run, data = tiny_workspace / "runs/quickstart", tiny_workspace / "photographs"
+    score(run, "--protocol", "gauss-color-25", "--data", data)
     (output,) = (tiny_workspace / "runs/quickstart/evaluations").glob("gauss-color-25-*-photographs.json")
     record = json.loads(output.read_text())
     run = json.loads((tiny_workspace / "runs/quickstart/result.json").read_text())
@@ -90,6 +101,54 @@ def test_eval_writes_table_json_and_picture(tiny_workspace, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "mean of 2" in printed
     assert f"{record['psnr']:.2f}" in printed
+    assert "1 size(s), " in printed
+
+
+def test_eval_restores_as_it_is_told_and_records_it(tiny_workspace, tmp_path, score):
+    run, output = tiny_workspace / "runs/quickstart", tmp_path / "result.json"
+    for folder in ("input", "target"):
+        (tmp_path / "pairs" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "pairs" / folder / "a.png"), read(tiny_workspace / "photo.png"))
+    options = ("--tile", "32", "--overlap", "8", "--self-ensemble", "--dtype", "bfloat16")
+    score(run, "--protocol", "gopro-tlc", "--data", tmp_path / "pairs", "--output", output, *options)
+    record = json.loads(output.read_text())
+    expected = {"tile": 32, "overlap": 8, "self_ensemble": True, "dtype": "bfloat16", "local_window": 384}
+    assert {name: record["inference"][name] for name in expected} == expected
+    assert [item["name"] for item in record["protocol_details"]["scores"]] == ["psnr", "ssim"]
+    # JSON has no infinity: the input of this pair is its target.
+    assert record["psnr_input"] is None
+    assert record["per_image"][0].keys() == {"name", "height", "width", "psnr_input", "psnr", "ssim"}
+    score(run, "--protocol", "gopro-tlc", "--data", tmp_path / "pairs", "--output", output, "--rows", "2")
+    assert json.loads(output.read_text())["inference"]["rows"] == 2
+
+
+def test_eval_adds_metrics_of_the_user(tiny_workspace, tmp_path, score, monkeypatch):
+    (tmp_path / "my_metrics.py").write_text("def mean_of_target(restored, target):\n    return target.mean()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run, data, output = tiny_workspace / "runs/quickstart", tiny_workspace / "photographs", tmp_path / "result.json"
+    extra = ("--extra-metrics", "my_metrics:mean_of_target")
+    score(run, "--protocol", "gauss-color-25", "--data", data, "--output", output, *extra)
+    mean = json.loads(output.read_text())["my_metrics:mean_of_target"]
+    assert mean == pytest.approx(read(data / "a.png").mean() / 255, abs=1e-5)
+
+
+def test_eval_writes_a_submission_to_dnd(tiny_workspace, tmp_path, score, capsys):
+    (tmp_path / "dnd/images_srgb").mkdir(parents=True)
+    boxes = np.array([[1 + index, 1, 12 + index, 16] for index in range(20)], np.float64)
+    with h5py.File(tmp_path / "dnd/info.mat", "w") as file:
+        references = [file.create_dataset(f"boxes{index}", data=boxes.T).ref for index in range(50)]
+        file.create_dataset("info/boundingboxes", data=np.array([references], h5py.ref_dtype))
+    pixels = np.random.default_rng(0).random((3, 16, 32), np.float32)
+    for index in range(50):
+        with h5py.File(tmp_path / f"dnd/images_srgb/{index + 1:04d}.mat", "w") as file:
+            file["InoisySRGB"] = pixels
+    run, output = tiny_workspace / "runs/quickstart", tmp_path / "submission"
+    score(run, "--protocol", "dnd-submit", "--data", tmp_path / "dnd", "--output", output)
+    assert "wrote 50 files to" in capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == [f"{index:04d}.mat" for index in range(1, 51)]
+    crops = scipy.io.loadmat(output / "0050.mat")["Idenoised"]
+    expected = Restorer.from_weights(run)(to_float(to_integers(pixels.T[2:14, :16], np.uint16)))
+    np.testing.assert_allclose(crops[0, 2], np.clip(expected, 0, 1), atol=1e-5)
 
 
 def test_restore_gives_what_the_restorer_gives(tiny_workspace, tmp_path, gamax):
@@ -104,7 +163,7 @@ def test_restore_gives_what_the_restorer_gives(tiny_workspace, tmp_path, gamax):
 def test_restore_takes_folders_and_patterns_and_keeps_names(tiny_workspace, tmp_path, gamax, selection):
     run = tiny_workspace / "runs/quickstart"
     gamax("restore", tiny_workspace / selection, "-o", tmp_path / "out", "--weights", run)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "a.png", "b.png", "restored.jsonl"]
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((30, 20), np.uint8), ((30, 20, 4), np.uint8), ((30, 20, 3), np.uint16)])
@@ -141,7 +200,7 @@ def test_one_bad_image_of_several_does_not_stop_the_rest(tiny_workspace, tmp_pat
     with pytest.raises(SystemExit) as stopped:
         gamax("restore", tmp_path / "in", "-o", tmp_path / "out", "--weights", tiny_workspace / "runs/quickstart")
     assert stopped.value.code == 2
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["good.png"]
     assert "bad.png" in capsys.readouterr().out
 
 
@@ -231,13 +290,17 @@ def test_bench_data_prints_rows_and_a_table(gamax, capsys, tmp_path):
         assert words in capsys.readouterr().err
 
 
-def test_restore_says_that_a_colour_profile_is_lost(tiny_workspace, tmp_path, gamax, capsys):
-    photo = PIL.Image.fromarray(read(tiny_workspace / "photo.png")[..., ::-1])
-    photo.save(
-        tmp_path / "photo.png", icc_profile=PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
-    )
-    gamax("restore", tmp_path / "photo.png", "--weights", tiny_workspace / "runs/quickstart")
-    assert "the colour profile of 'photo.png' was not kept" in capsys.readouterr().out
+def test_restore_goes_on_and_compares(tiny_workspace, tmp_path, gamax, capsys):
+    command = ["restore", tiny_workspace / "photographs", "-o", tmp_path / "out", "--task", "denoise", "--compare"]
+    command += ["--weights", tiny_workspace / "runs/quickstart"]
+    gamax(*command)
+    assert "wrote 2 image(s)" in capsys.readouterr().out
+    assert read(tmp_path / "out/compare/a.png") is not None
+    (tmp_path / "out/b.png").unlink()
+    gamax(*command)
+    printed = capsys.readouterr().out
+    assert "1 of 2 are restored already" in printed
+    assert "wrote 1 image(s)" in printed
 
 
 def test_convert_reports_and_compares(gamax, torch, tmp_path, capsys, random_params):

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from gamax.config import DataConfig
-from gamax.data import datasets
 from gamax.data.builders import core
 from gamax.data.builders.clean_folder import CleanFolder
 from gamax.data.builders.core import cut_positions
-from gamax.data.datasets import folder_examples, prepare, source_examples
+from gamax.data.datasets import prepare, source_examples
 from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
 from gamax.files import lock
@@ -434,34 +433,6 @@ def test_two_processes_may_prepare_the_same_set(tmp_path, save):
     assert [process.returncode for process in processes] == [0, 0]
     assert [int(output.splitlines()[-1]) for output in outputs] == [4 * 5**2] * 2
     assert len(prepared_sets(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("paired", [False, True])
-def test_folder_examples_are_read_lazily(tmp_path, save, monkeypatch, paired):
-    folder = tmp_path / "target" if paired else tmp_path
-    targets = [save(folder / f"i{i}.png", (10, 12), seed=i) for i in (2, 10)]
-    if paired:
-        sources = [save(tmp_path / f"input/i{i}.jpg", (10, 12), seed=i) for i in (2, 10)]
-    reads = []
-    read_example = datasets.read_example
-    monkeypatch.setattr(datasets, "read_example", lambda files: reads.append(files) or read_example(files))
-    examples = folder_examples(tmp_path, paired)
-    assert len(examples) == 2
-    assert not reads
-    assert [example["name"] for example in examples] == ["i2", "i10"]
-    np.testing.assert_array_equal(examples[-1]["target"], targets[1])
-    assert ("input" in examples[0]) == paired
-    if paired:
-        assert examples[0]["input"].shape == sources[0].shape
-
-
-def test_folder_examples_check_the_listing_at_once(tmp_path, save):
-    with pytest.raises(UserError, match="no folder"):
-        folder_examples(tmp_path / "none", paired=False)
-    save(tmp_path / "input/a.png")
-    save(tmp_path / "target/b.png")
-    with pytest.raises(UserError, match="2 images have no partner"):
-        folder_examples(tmp_path, paired=True)
 
 
 def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, save):
