@@ -48,7 +48,7 @@ CHECKED = (
     "errors",
     "console",
 )
-# Not `evaluate`: checking a sequence of examples would read one of them.
+# Not `evaluate` and `protocol_data`: checking a sequence of examples would read one of them.
 EVALUATION = (
     "alignment",
     "before_after",
@@ -56,7 +56,6 @@ EVALUATION = (
     "learned",
     "lpips",
     "pictures",
-    "protocol_data",
     "protocols",
     "restore_files",
     "restored_log",

@@ -14,7 +14,7 @@ from gamax.errors import UserError
 from gamax.evaluation.protocols import BenchmarkSet, Protocol
 
 
-def protocol_examples(protocol: Protocol, folder: str | Path) -> LazyExamples:
+def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Example]:
     """Lists the examples of a protocol in a folder; each is read when it is asked for.
 
     `input/` and `target/` with images of equal names (for protocols that add noise: clean images directly in the
