@@ -16,5 +16,5 @@ experiment = Experiment(
         learning_rate=1e-3, final_learning_rate=1e-7, beta1=0.9, beta2=0.9, weight_decay=1e-3, gradient_clip=0.01
     ),
     training=TrainingConfig(steps=200_000, batch_size=32, loss="psnr", checkpoint_every=5_000),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="rain-y-matlab", every=20_000),
 )

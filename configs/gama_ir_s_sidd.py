@@ -15,5 +15,5 @@ experiment = Experiment(
         learning_rate=1e-3, final_learning_rate=1e-7, beta1=0.9, beta2=0.9, weight_decay=0.0, gradient_clip=0.01
     ),
     training=TrainingConfig(steps=200_000, batch_size=32, loss="psnr", checkpoint_every=5_000),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="sidd-srgb", every=20_000),
 )

@@ -45,5 +45,5 @@ experiment = Experiment(
         ema_decay=0.999,
         checkpoint_every=5_000,
     ),
-    evaluation=EvaluationConfig(protocol="gauss-color-50", every=20_000),
+    evaluation=EvaluationConfig(protocol="lir-crop32", every=20_000),
 )

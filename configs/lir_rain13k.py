@@ -43,5 +43,5 @@ experiment = Experiment(
         ema_decay=0.999,
         checkpoint_every=5_000,
     ),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="lir-crop32", every=20_000),
 )

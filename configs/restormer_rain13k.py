@@ -41,5 +41,5 @@ experiment = Experiment(
         loss="l1",
         checkpoint_every=4_000,
     ),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="rain-y-matlab", every=20_000),
 )

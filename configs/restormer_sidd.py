@@ -42,5 +42,5 @@ experiment = Experiment(
         loss="l1",
         checkpoint_every=4_000,
     ),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="sidd-srgb", every=20_000),
 )

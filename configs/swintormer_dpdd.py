@@ -33,5 +33,5 @@ experiment = Experiment(
         gradient_clip=0.01,
     ),
     training=TrainingConfig(steps=852_000, batch_size=9, loss="l1", ema_decay=0.999, checkpoint_every=8_000),
-    evaluation=EvaluationConfig(protocol="paired-rgb", every=20_000),
+    evaluation=EvaluationConfig(protocol="dpdd-single8", every=20_000),
 )

@@ -58,7 +58,7 @@ def test_it_names_what_exists_and_says_how_to_run_it(name):
     experiment = recipe(name)
     create_model(experiment.model.name, **experiment.model.overrides)
     protocol = find_protocol(experiment.evaluation.protocol)
-    assert protocol.paired == (not experiment.data.degradations)
+    assert ("noise" if experiment.data.degradations else "pairs") in protocol.inputs
     assert find_builder(experiment.data.dataset)
     # Whoever runs it says where the images are.
     assert experiment.data.source is None
