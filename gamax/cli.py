@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gamax.cli_bench import Bench
+from gamax.cli_compare import Compare
 from gamax.cli_data import Data
+from gamax.cli_export import Export
 from gamax.cli_plan import TrainPlan
 from gamax.console import print_table, progress_bar, say
 from gamax.errors import UserError, exit_on_user_error
@@ -176,7 +178,9 @@ def _compare_with_torch(converted: Any) -> None:
 VERBS: dict[str, Callable[..., Any]] = {
     "restore": Restore,
     "models": Models,
+    "compare": Compare,
     "convert": Convert,
+    "export": Export,
     "bench": Bench,
     "data": Data,
     "train-plan": TrainPlan,

@@ -43,7 +43,7 @@ class BenchInfer:
         for model in self.models:
             variant(model)
         _check_lines(self.output)
-        sizes = [_parse_size(size) for size in self.sizes]
+        sizes = [parse_size(size) for size in self.sizes]
         rows = []
         for model in self.models:
             for height, width in sizes:
@@ -82,7 +82,8 @@ def _write_line(output: Path | None, row: dict[str, Any]) -> None:
             file.write(line + "\n")
 
 
-def _parse_size(size: str) -> tuple[int, int]:
+def parse_size(size: str) -> tuple[int, int]:
+    """Height and width of `HEIGHTxWIDTH`."""
     match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
     height, width = map(int, match.groups()) if match else (0, 0)
     if min(height, width) < 2:

@@ -43,7 +43,10 @@ CHECKED = (
     "interop",
     "cli",
     "cli_bench",
+    "cli_compare",
     "cli_data",
+    "cli_export",
+    "cli_plan",
     "lab",
     "errors",
     "console",
@@ -53,6 +56,7 @@ EVALUATION = (
     "alignment",
     "before_after",
     "buckets",
+    "compare",
     "learned",
     "lpips",
     "pictures",
@@ -60,6 +64,7 @@ EVALUATION = (
     "restore_files",
     "restored_log",
     "restorer",
+    "submission",
 )
 DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg", "metadata")
 modules = [f"gamax.{name}" for name in CHECKED]

@@ -101,7 +101,7 @@ class AdaptiveFilter(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Filters every channel; `UserError` for sides shorter than 8 pixels, which cannot be reflected."""
         height, width, channels = x.shape[1:]
-        if min(height, width) <= _REACH:
+        if height <= _REACH or width <= _REACH:
             raise UserError(f"AdaptiveFilter needs sides of at least {_REACH + 1} pixels, not {height}x{width}")
         weights = self.param("filter_weights", nn.initializers.ones, (9,), self.param_dtype)
         identity_weight = self.param("identity_weight", nn.initializers.zeros, (1,), self.param_dtype)

@@ -43,6 +43,6 @@ def window_mean(x: Float[Array, "b h w c"], window: int | None) -> Float[Array, 
 
     A window that covers the image gives the mean over the image; along one axis it is at most the image's size.
     """
-    if window is None or window >= max(x.shape[1:3]):
+    if window is None or all(window >= side for side in x.shape[1:3]):
         return x.mean((1, 2), keepdims=True, dtype=jnp.float32)
     return box_mean(box_mean(x, window, axis=1), window, axis=2)
