@@ -6,7 +6,7 @@ DIR holds the files as the authors of a test set distribute them, or clean image
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from gamax.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 from gamax.evaluation.restorer import Restorer
 from gamax.evaluation.submission import write_dnd_submission
 from gamax.files import check_writable, write_json
-from gamax.interop.weights import find_weights, sha256
+from gamax.interop.weights import WEIGHTS_NAME, find_weights, sha256
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Arguments:
     data: Path
     """Folder of the test set: as its authors distribute it, or clean images, or with `input/` and `target/`."""
     output: Path | None = None
-    """The JSON file to write; the default is beside the weights, `evaluations/PROTOCOL-DATA[-OPTIONS].json`. For
-    dnd-submit a folder."""
+    """The JSON file to write; the default is beside the weights, `evaluations/[WEIGHTS-]PROTOCOL-DATA[-OPTIONS].json`.
+    For dnd-submit a folder."""
     tile: int | None = None
     """Restore in tiles of this many pixels a side; the default is whole images."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
     local_window: int | None = None
-    """Pixels of the test-time local conversion; the default is that of the protocol, which has none as a rule."""
+    """Pixels of the test-time local conversion; under a protocol without it, that is a protocol of its own."""
     self_ensemble: bool = False
     """Mean over the results for the eight flips and turns of every image."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -61,14 +61,17 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Checks everything, scores every image, prints a table, writes JSON and a picture of the worst."""
-    protocol = find_protocol(arguments.protocol)
+    protocol = _protocol(arguments)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {arguments.batch_size}")
     weights = find_weights(arguments.weights)
-    output = arguments.output or weights.parent / "evaluations" / _name(arguments, protocol)
+    output = arguments.output or weights.parent / "evaluations" / _name(arguments, protocol, weights)
     _check_output(output, protocol)
     metrics = {name: find_metric(name) for name in arguments.extra_metrics}
     restorer = Restorer.from_weights(
         weights,
-        local_window=_local_window(arguments.local_window, protocol),
+        # Whatever the network was trained with: 0 turns it off.
+        local_window=None if protocol.local_window == "as the network has it" else protocol.local_window or 0,
         dtype=arguments.dtype,
         tile=arguments.tile,
         overlap=arguments.overlap,
@@ -112,7 +115,7 @@ def main(arguments: Arguments) -> None:
     picture = output.with_suffix(".png")
     save_comparison(picture, evaluation.worst)
     table = evaluation.table()
-    title = ", ".join([f"{arguments.weights} under {protocol.name}", *_options(arguments, protocol)])
+    title = ", ".join([f"{arguments.weights} under {protocol.name}", *_options(arguments)])
     print_table(title, list(table[0]), table)
     further = evaluation.inference["padded_further"]
     note = f"; {further} image(s) padded more than by the network (--exact-sizes avoids it)" if further else ""
@@ -120,37 +123,41 @@ def main(arguments: Arguments) -> None:
     say(f"wrote {output} and {picture.name} (the worst {len(evaluation.worst)})")
 
 
-def _local_window(asked: int | None, protocol: Protocol) -> int | None:
-    if None not in (asked, protocol.local_window) and asked != protocol.local_window:
+def _protocol(arguments: Arguments) -> Protocol:
+    """The named protocol, or one of another name if another local window is asked for."""
+    protocol, asked = find_protocol(arguments.protocol), arguments.local_window
+    if asked is None or asked == (protocol.local_window or 0):
+        return protocol
+    if isinstance(protocol.local_window, int):
         raise UserError(
             f"protocol {protocol.name} is for a local window of {protocol.local_window}, not {asked}: leave out "
             "--local-window or choose another protocol"
         )
-    return protocol.local_window if asked is None else asked
+    return replace(protocol, name=f"{protocol.name}+local-window-{asked}", local_window=asked or None)
 
 
 def _check_output(output: Path, protocol: Protocol) -> None:
     if protocol.scores and (output.suffix != ".json" or output.is_dir()):
         raise UserError(f"--output must be a JSON file, not '{output}'")
-    if not protocol.scores and (output.suffix or output.is_file()):
+    if not protocol.scores and output.is_file():
         raise UserError(f"--output must be a folder for the files of {protocol.name}, not '{output}'")
     check_writable(output.parent)
 
 
-def _options(arguments: Arguments, protocol: Protocol) -> list[str]:
+def _options(arguments: Arguments) -> list[str]:
     """What the result depends on beyond weights and protocol, in a word each."""
-    window = None if arguments.local_window == protocol.local_window else arguments.local_window
-    values = {"tile": arguments.tile, "overlap": arguments.overlap, "local-window": window}
+    values = {"tile": arguments.tile, "overlap": arguments.overlap}
     options = [f"{name}{value}" for name, value in values.items() if value is not None]
     options += [arguments.dtype] if arguments.dtype else []
     options += ["self-ensemble"] if arguments.self_ensemble else []
     return options + (["exact-sizes"] if arguments.exact_sizes else [])
 
 
-def _name(arguments: Arguments, protocol: Protocol) -> str:
+def _name(arguments: Arguments, protocol: Protocol, weights: Path) -> str:
     # With the parent folder, as test sets are often just called `test`.
     folders = [part for part in arguments.data.resolve().parts[-2:] if part != "/"]
-    parts = [protocol.name, *folders, *_options(arguments, protocol)]
+    others = [] if weights.name == WEIGHTS_NAME else [weights.stem]
+    parts = [*others, protocol.name, *folders, *_options(arguments)]
     return "-".join(parts) + (".json" if protocol.scores else "")
 
 

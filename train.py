@@ -22,9 +22,9 @@ from gamax.data.datasets import prepare, training_channels
 from gamax.data.pipeline import training_batches
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
-from gamax.evaluation.evaluate import Evaluation, check_examples, check_scored, evaluate
+from gamax.evaluation.evaluate import Evaluation, check_examples, check_network, check_scored, evaluate
 from gamax.evaluation.pictures import save_comparison
-from gamax.evaluation.protocol_data import protocol_examples
+from gamax.evaluation.protocol_data import label_examples, protocol_examples
 from gamax.evaluation.protocols import find_protocol
 from gamax.evaluation.restorer import Restorer
 from gamax.files import write_json
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
     model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
     protocol = find_protocol(experiment.evaluation.protocol)
     check_scored(protocol)
+    check_network(protocol, model)
     abstract = abstract_state(model, experiment)
     memory = hosts.least(device_memory(jax.local_devices()[0]))
     meshes = stage_meshes(experiment, abstract, memory)
@@ -72,7 +73,8 @@ def main(arguments: list[str]) -> None:
     asked = config.to_dict(experiment)
     facts = {group: asked[group] for group in ("model", "optimizer", "training")}
     hosts.check_alike({**facts, "data": {**asked["data"], "source": dataset.fingerprint, "prepared_dir": None}})
-    examples = examples or dataset.test
+    if examples is None and dataset.test is not None:
+        examples = label_examples(protocol, experiment.data.dataset, dataset.test)
     if examples is None:
         raise UserError("there is nothing to evaluate on: set evaluation.data, or add a test/ folder to data.source")
     sizes = check_examples(examples, protocol, Restorer(model, abstract.params))

@@ -4,8 +4,8 @@ Command:  python train.py configs/nafnet_gopro_w32.py --data.source DIR
 Result:   published 32.8705 / 0.9606 on GoPro (3-D SSIM, local means); not reproduced here yet
 Time:     the authors took 8 GPUs with 4 crops each; hours not published
 Differs:  in nothing known. As in the authors' options, means are taken over 384 pixels around every pixel; crops of
-          256 do not notice, whole images do. `--model.overrides` with nothing behind it takes them over the whole
-          image
+          256 do not notice, whole images do. `--model.overrides` with nothing behind it and
+          `--evaluation.protocol gopro` take them over the whole image
 """
 
 from gamax.config import DataConfig, EvaluationConfig, Experiment, ModelConfig, OptimizerConfig, TrainingConfig

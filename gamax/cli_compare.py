@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,9 @@ from gamax.evaluation.compare import (
 )
 from gamax.files import check_writable, write_json
 
+LONGEST_NAME = 160
+"""Bytes of the name of a comparison, which file systems limit to 255 with what is added to it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
@@ -33,13 +38,14 @@ class Compare:
     results: tyro.conf.Positional[tuple[Path, ...]]
     """Result files of eval.py; each is compared with the first."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The JSON file to write, with a picture beside it; the default is comparison.json beside the first result."""
+    """The JSON file to write, with a picture beside it; the default is in the folder `comparisons` beside the first
+    result, named after what is compared."""
 
     def run(self) -> None:
         """Carries the verb out."""
         if not 2 <= len(self.results) <= len(LETTERS):
             raise UserError(f"give from two to {len(LETTERS)} result files to compare, not {len(self.results)}")
-        output = self.output or self.results[0].with_name("comparison.json")
+        output = self.output or _default_output(self.results)
         if output.suffix != ".json" or output.is_dir():
             raise UserError(f"--output must be a JSON file, not '{output}'")
         if output.resolve() in [path.resolve() for path in self.results]:
@@ -81,6 +87,19 @@ class Compare:
         say(f"wrote {output} and {picture.name}")
 
 
+def _default_output(results: Sequence[Path]) -> Path:
+    """`comparisons/FIRST-against-SECOND.json` beside the first; another name for every other comparison."""
+    paths = [path.resolve() for path in results]
+    common = os.path.commonpath([path.parent for path in paths])
+    labels = ["-".join(path.with_suffix("").relative_to(common).parts) for path in paths]
+    name = f"{labels[0]}-against-{labels[1]}" + (f"-and-{len(paths) - 2}-more" if len(paths) > 2 else "")
+    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    # Only two stems of one folder say by themselves which files are meant.
+    if len(paths) > 2 or short != name or paths[0].parent != paths[1].parent:
+        short += "-" + hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
+    return results[0].parent / "comparisons" / f"{short}.json"
+
+
 def _print_scores(title: str, letter: str, rows: Sequence[Paired]) -> None:
     table = []
     for row in rows:
@@ -93,17 +112,32 @@ def _print_scores(title: str, letter: str, rows: Sequence[Paired]) -> None:
                 letter: f"{row.mean_second:.{digits}f}",
                 f"{letter} - A": f"{row.difference:+.{digits}f}",
                 "95 % interval": interval,
-                "better": str(row.better),
-                "worse": str(row.worse),
-                "sign test p": f"{row.sign_p:.2g}",
+                "higher": "" if row.higher is None else str(row.higher),
+                "lower": "" if row.lower is None else str(row.lower),
+                "sign test p": "" if row.sign_p is None else f"{row.sign_p:.2g}",
             }
         )
-    print_table(f"{title}, {rows[0].images + rows[0].left_out} images", list(table[0]), table)
+    mean_of = "" if rows[0].sets is None else f"mean of {rows[0].sets} sets, "
+    print_table(f"{title}, {mean_of}{rows[0].images + rows[0].left_out} images", list(table[0]), table)
     for row in rows:
         if row.left_out:
-            say(f"{row.score}: {row.left_out} images left out, whose restored image equals the target")
-        if row.images < 2:
-            say(f"{row.score}: no interval, which takes two images or more, not {row.images}")
+            # Of the scores of the protocols only the PSNR can be infinite.
+            why = "whose restored image equals the target" if row.score.startswith("psnr") else "with no finite value"
+            say(f"{row.score}: {row.left_out} image(s) left out, {why}")
+        if row.interval is None:
+            say(f"{row.score}: no interval{_why_none(row)}")
+    # Usually the same of all scores.
+    for scenes in dict.fromkeys(row.scenes for row in rows if row.scenes is not None and row.interval is not None):
+        scores = ", ".join(row.score for row in rows if row.scenes == scenes)
+        say(f"{scores}: interval from {scenes} scenes, and so the sign test")
+
+
+def _why_none(row: Paired) -> str:
+    if row.sets is not None:
+        return " of the mean over sets, as one of them has none"
+    if row.scenes is None:
+        return f", which takes two images or more, not {row.images}"
+    return f", which takes two scenes or more, not {row.scenes}: images of one scene are not independent"
 
 
 def _print_gains(gains: Sequence[tuple[str, float]]) -> None:

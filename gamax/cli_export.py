@@ -66,6 +66,8 @@ class Export:
         output = self.output or weights.with_name(f"{weights.stem}{suffix}.{self.format}")
         if output.is_dir():
             raise UserError(f"--output must be a file, not the folder '{output}'")
+        if output.exists() and output.samefile(weights):
+            raise UserError(f"--output would replace the weights '{weights}'; choose another")
         check_writable(output.parent)
         model, params = load_weights(weights, **self._overrides())
         if self.format == "onnx":

@@ -11,25 +11,26 @@ MOST_CANDIDATES = 256
 """Shapes that are merged pair by pair; where there are more, sides are first rounded up further."""
 
 
-def shape_buckets(sizes: Sequence[tuple[int, int]], multiple: int, programs: int = 8) -> list[tuple[int, int]]:
+def shape_buckets(
+    sizes: Sequence[tuple[int, int]], padded: Sequence[tuple[int, int]], programs: int = 8
+) -> list[tuple[int, int]]:
     """The height and width that each image is padded to, so that there are at most `programs` different ones.
 
-    Few different sizes stay as they are. If there are too many, sides are rounded up to the multiple to which the
-    network pads them anyway, which changes no result. If that is not enough, the two shapes are merged, again and
-    again, whose images then take the fewest pixels more; what lies beyond the multiple does change results a little.
+    Few different sizes stay as they are. If there are too many, images are padded as the network pads them anyway,
+    which changes no result. If that is not enough, the two shapes are merged, again and again, whose images then take
+    the fewest pixels more; padding beyond the network's own does change results a little.
 
     Args:
         sizes: height and width of every image.
-        multiple: the network's `size_multiple`.
+        padded: what the network itself pads each to, `Restorer.padded_size`.
         programs: the most shapes there may be.
     """
     if len(set(sizes)) <= programs:
         return list(sizes)
-    while True:
-        shapes = [(height + -height % multiple, width + -width % multiple) for height, width in sizes]
-        if len(set(shapes)) <= MOST_CANDIDATES:
-            break
-        multiple *= 2
+    shapes, step = list(padded), 1
+    while len(set(shapes)) > MOST_CANDIDATES:
+        step *= 2
+        shapes = [(height + -height % step, width + -width % step) for height, width in padded]
     counts = Counter(shapes)
     sides, images = np.array(list(counts)), np.array(list(counts.values()))
     while len(sides) > programs:

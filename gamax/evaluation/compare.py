@@ -15,9 +15,6 @@ import numpy as np
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 
-LOWER_IS_BETTER = ("mae", "lpips")
-"""Metrics of an error; of all others, also of one's own, more counts as better."""
-
 SHOWN = 5
 """Images with the largest gains and losses that are named."""
 
@@ -33,26 +30,34 @@ class Paired:
     """One score of the same images in two evaluations, `first` and `second`; the differences are second - first.
 
     `interval` is the 95 % confidence interval of the mean difference by Student's t: what the mean would be on more
-    images like these. It is None for fewer than two images, and for a mean over sets. It trusts that means of so many
-    images are normal, which they are not of a few images among which one stands out. `sign_p` does without: the
-    two-sided sign test, how likely so many images or more would favour one side by the toss of a coin. It is exact
-    for any number and any distribution, where a bootstrap of few images is too narrow. Both take images as
-    independent, which the frames of one video are not: there the truth is wider.
+    images like these. It trusts that means of so many images or scenes are normal, which they are not of a few among
+    which one stands out. `sign_p` does without: the two-sided sign test, how likely so many or more would agree in
+    sign by the toss of a coin. It is exact for any number and any distribution, where a bootstrap of few images is too
+    narrow.
     """
 
     score: str
     images: int
     """That are compared."""
     left_out: int
-    """Images for which the score is infinite in one of the two: a restored image equal to its target."""
+    """Images for which the score is not finite in one of the two."""
     mean_first: float
     mean_second: float
     difference: float
+    scenes: int | None
+    """Groups that are independent of each other, as the frames of one are not; None where all images are taken so."""
+    sets: int | None
+    """Of which the mean of their means is taken; None for a mean over images."""
+    standard_error: float | None
+    """Of `difference`, from the spread of the images, scenes or sets; None as `interval`."""
+    degrees_of_freedom: float | None
     interval: tuple[float, float] | None
-    better: int
-    """Images whose score is better in the second."""
-    worse: int
-    sign_p: float
+    """None for fewer than two images, or scenes, and for a mean over sets one of which has none."""
+    higher: int | None
+    """Images whose score is higher in the second, which is no gain where less is better; None for a mean over sets."""
+    lower: int | None
+    sign_p: float | None
+    """Of the images, or of the mean differences of the scenes; None for a mean over sets."""
 
 
 def load_result(path: Path) -> dict[str, Any]:
@@ -138,15 +143,18 @@ def compare_scores(first: Result, second: Result) -> dict[str, list[Paired]]:
     Where the protocol takes the mean over sets, so do the means and the difference under `all`.
     """
     rows = _by_image(first), _by_image(second)
-    details = first["protocol_details"]
-    lower = {score["name"] for score in details["scores"] if score["metric"] in LOWER_IS_BETTER} | {*LOWER_IS_BETTER}
     sets = list(dict.fromkeys(image_set for image_set, _ in rows[0]))
     compared: dict[str, list[Paired]] = {"all": []}
     for score in score_names(first, second):
 
         def paired(keys: Collection[tuple[str, str]], score: str = score) -> Paired:
-            values = ([part[key][score] for key in keys] for part in rows)
-            return compare_paired(score, *values, lower=score in lower)
+            left, right = ([part[key] for key in keys] for part in rows)
+            grouped = all("scene" in row for row in (*left, *right))
+            # Two sets may have scenes of one name.
+            scenes = (
+                [f"{image_set}/{rows[0][image_set, name]['scene']}" for image_set, name in keys] if grouped else None
+            )
+            return compare_paired(score, [row[score] for row in left], [row[score] for row in right], scenes)
 
         everything = paired(rows[0])
         # One set is all there is.
@@ -154,51 +162,100 @@ def compare_scores(first: Result, second: Result) -> dict[str, list[Paired]]:
             parts = {name: paired([key for key in rows[0] if key[0] == name]) for name in sets}
             for name, part in parts.items():
                 compared.setdefault(name, []).append(part)
-            if "over sets" in str(details.get("averaging")):
+            if "over sets" in str(first["protocol_details"].get("averaging")):
                 everything = _mean_over_sets(everything, list(parts.values()))
         compared["all"].append(everything)
     return compared
 
 
 def _mean_over_sets(everything: Paired, parts: Sequence[Paired]) -> Paired:
+    """The sets are fixed and independent of each other: their squared standard errors add up, over their number."""
     first, second = (float(np.mean([getattr(part, side) for part in parts])) for side in ("mean_first", "mean_second"))
-    return replace(everything, mean_first=first, mean_second=second, difference=second - first, interval=None)
+    known = [
+        (part.standard_error**2, part.degrees_of_freedom)
+        for part in parts
+        if part.standard_error is not None and part.degrees_of_freedom is not None
+    ]
+    error, degrees = None, None
+    if len(known) == len(parts):
+        variances, own_degrees = np.array(known, np.float64).T
+        total = variances.sum()
+        error = math.sqrt(total) / len(parts)
+        # Welch and Satterthwaite. Where nothing varies any number will do.
+        shares = variances / total if total else np.full(len(parts), 1 / len(parts))
+        degrees = float(1 / (shares**2 / own_degrees).sum())
+    return replace(
+        everything,
+        mean_first=first,
+        mean_second=second,
+        difference=second - first,
+        scenes=None,
+        sets=len(parts),
+        standard_error=error,
+        degrees_of_freedom=degrees,
+        interval=_interval(second - first, error, degrees),
+        # A set of many images would outvote the others, which count as much in the mean.
+        higher=None,
+        lower=None,
+        sign_p=None,
+    )
+
+
+def _interval(difference: float, error: float | None, degrees: float | None) -> tuple[float, float] | None:
+    from scipy import stats
+
+    if error is None or degrees is None:
+        return None
+    reach = float(stats.t.ppf(0.975, degrees)) * error
+    return difference - reach, difference + reach
 
 
 def compare_paired(
-    score: str, first: Sequence[float | None], second: Sequence[float | None], *, lower: bool = False
+    score: str, first: Sequence[float | None], second: Sequence[float | None], scenes: Sequence[str] | None = None
 ) -> Paired:
     """One score of the same images in two evaluations.
 
+    With scenes, the standard error is the cluster-robust one of the mean over images: the differences of a scene from
+    that mean are added up before they are squared, with the factor scenes / (scenes - 1).
+
     Args:
         score: its name.
-        first: a value for each image; None where it is infinite, and the image is left out.
+        first: a value for each image; None where it is not finite, and the image is left out.
         second: the values of the same images in the other evaluation.
-        lower: whether less is better.
+        scenes: the scene of each image; None where all images are independent.
     """
     from scipy import stats
 
-    pairs = [pair for pair in zip(first, second, strict=True) if None not in pair]
-    values = np.array(pairs, np.float64).reshape(-1, 2)
-    differences, count = values[:, 1] - values[:, 0], len(values)
-    interval = None
-    if count >= 2:
-        reach = stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count)
-        interval = (float(differences.mean() - reach), float(differences.mean() + reach))
-    more, less = int((differences > 0).sum()), int((differences < 0).sum())
-    better, worse = (less, more) if lower else (more, less)
-    mean_first, mean_second = values.mean(0) if count else (math.nan, math.nan)
+    kept = [index for index, pair in enumerate(zip(first, second, strict=True)) if None not in pair]
+    values = np.array([(first[index], second[index]) for index in kept], np.float64).reshape(-1, 2)
+    differences, count = values[:, 1] - values[:, 0], len(kept)
+    mean_first, mean_second, difference = (
+        (float(part.mean()) if count else math.nan) for part in (*values.T, differences)
+    )
+    groups = np.arange(count) if scenes is None else np.unique([scenes[i] for i in kept], return_inverse=True)[1]
+    group_sums = np.bincount(groups, differences)
+    group_count = len(group_sums)
+    error, degrees = None, None
+    if group_count >= 2:
+        spread = np.bincount(groups, differences - difference)
+        error = math.sqrt(group_count / (group_count - 1) * float((spread**2).sum())) / count
+        degrees = float(group_count - 1)
+    up, down = int((group_sums > 0).sum()), int((group_sums < 0).sum())
     return Paired(
         score=score,
         images=count,
         left_out=len(first) - count,
-        mean_first=float(mean_first),
-        mean_second=float(mean_second),
-        difference=float(differences.mean()) if count else math.nan,
-        interval=interval,
-        better=better,
-        worse=worse,
-        sign_p=float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0,
+        mean_first=mean_first,
+        mean_second=mean_second,
+        difference=difference,
+        scenes=None if scenes is None else group_count,
+        sets=None,
+        standard_error=error,
+        degrees_of_freedom=degrees,
+        interval=_interval(difference, error, degrees),
+        higher=int((differences > 0).sum()),
+        lower=int((differences < 0).sum()),
+        sign_p=float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0,
     )
 
 
@@ -248,9 +305,10 @@ def save_gains(path: Path, gains: Mapping[str, Sequence[tuple[str, float]]], mea
         if paired.interval is not None:
             axis.axhspan(*paired.interval, color="black", alpha=0.15, linewidth=0)
         interval = "" if paired.interval is None else " (95 %: {:+.3f} to {:+.3f}, grey)".format(*paired.interval)
+        mean_of = "mean" if paired.sets is None else f"mean of {paired.sets} sets"
         axis.set_title(
-            f"{title}: better for {paired.better}, worse for {paired.worse} of {paired.images} images; "
-            f"mean {paired.difference:+.3f} dB{interval}",
+            f"{title}: higher for {(values > 0).sum()}, lower for {(values < 0).sum()} of {len(values)} images; "
+            f"{mean_of} {paired.difference:+.3f} dB{interval}",
             fontsize="medium",
             loc="left",
         )

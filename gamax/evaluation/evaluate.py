@@ -53,7 +53,8 @@ class Evaluation:
     inference: dict[str, Any]
     """The settings of the restorer, and what else the result depends on."""
     rows: list[dict[str, Any]]
-    """`name`, `set` where the protocol has several, `height`, `width`, `psnr_input` and the scores of every image."""
+    """`name`, `height`, `width`, `psnr_input` and the scores of every image; `set` where the protocol has several,
+    `scene` where several images show one, `padded_to` where an image was padded more than the network pads it."""
     worst: list[Comparison]
     sizes: int
     """Different sizes of images."""
@@ -202,21 +203,21 @@ def evaluate(
             pictures = {index: pictures[index] for index in kept}
             progress(min(done * jax.process_count(), len(examples)))
     programs = compiled_programs() - compiled_before
+    further = {index for index in own if np.any(np.array(shapes[index]) > restorer.padded_size(sizes[index]))}
+    rows = [{**row, "padded_to": shapes[row["index"]]} if row["index"] in further else row for row in rows]
     rows = sorted(hosts.gather_records(rows), key=lambda row: row["index"])
     worst = [row["index"] for row in sorted(rows, key=_psnr)[:PICTURED]]
     missing = [index for index in worst if index not in pictures]
     if missing and hosts.is_first():
         # Those that other processes have scored.
         pictures |= {index: picture for index, _, picture in scored(missing)}
-    multiple = restorer.model.size_multiple
-    padded = sum(_is_padded_further(*pair, multiple) for pair in zip(sizes, shapes, strict=True))
     return Evaluation(
         protocol,
         {
             **restorer.settings(),
             "channels": _describe_channels(protocol, restorer.model),
             "batch_size": batch_size,
-            "padded_further": padded,
+            "padded_further": sum("padded_to" in row for row in rows),
         },
         [{name: value for name, value in row.items() if name != "index"} for row in rows],
         [pictures[index] for index in worst if index in pictures],
@@ -311,9 +312,9 @@ def check_network(protocol: Protocol, model: nn.Module) -> None:
             f"takes {found}; choose another protocol"
         )
     window = getattr(model, "local_window", None)
-    if protocol.local_window and window != protocol.local_window:
+    if protocol.local_window not in ("as the network has it", window):
         raise UserError(
-            f"protocol {protocol.name} needs the network with local_window={protocol.local_window}, not {window}: "
+            f"protocol {protocol.name} is for the network with local_window={protocol.local_window}, not {window}: "
             "eval.py makes it so; elsewhere choose another protocol"
         )
 
@@ -399,6 +400,7 @@ def _score(
     row = {
         "name": name,
         **({"set": example["set"]} if "set" in example else {}),
+        **({"scene": example["scene"]} if "scene" in example else {}),
         "height": target.shape[0],
         "width": target.shape[1],
         "psnr_input": float(np.mean(psnrs)),
@@ -437,11 +439,8 @@ def _padded_shapes(restorer: Restorer, sizes: Sequence[tuple[int, int]], exact_s
     shapes = list(sizes)
     whole = [index for index, size in enumerate(sizes) if not restorer.tiles(size)]
     if not exact_sizes:
-        buckets = shape_buckets([sizes[index] for index in whole], restorer.model.size_multiple)
+        pooled = [sizes[index] for index in whole]
+        buckets = shape_buckets(pooled, [restorer.padded_size(size) for size in pooled])
         for index, shape in zip(whole, buckets, strict=True):
             shapes[index] = shape
     return shapes
-
-
-def _is_padded_further(size: tuple[int, int], shape: tuple[int, int], multiple: int) -> bool:
-    return any(padded > side + -side % multiple for side, padded in zip(size, shape, strict=True))

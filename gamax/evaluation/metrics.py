@@ -143,8 +143,8 @@ def y_studio(image: Image, peak: float) -> Plane:
 def y_studio_rounded(image: Image, peak: float) -> Plane:
     """`y_studio` rounded to whole steps of `peak` / 255: MATLAB's `rgb2ycbcr` of an 8-bit image.
 
-    Halves go to the even neighbour, in MATLAB up: they are 194 of the 16.8 million 8-bit colours, and move the PSNR of
-    a photograph by some 1e-5 dB.
+    What are halves in float64 goes to the even neighbour, in MATLAB all halves go up: that is another value for 107 of
+    the 16.8 million 8-bit colours, and moves the PSNR of a photograph by some 1e-5 dB.
     """
     return np.round(_studio(image, peak)) * (peak / 255)
 

@@ -19,7 +19,8 @@ def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Exampl
 
     `input/` and `target/` with images of equal names (for protocols that add noise: clean images directly in the
     folder) are one set, named as the folder. Otherwise every set of the protocol is taken that lies in the folder in a
-    layout of its builder; what is missing, or is there in another number than published, is said.
+    layout of its builder; what is missing, or is there in another number than published, is said. Examples have the
+    label `set` where the protocol has several, and `scene` where several images of a set show one.
 
     Raises:
         UserError: if there is neither, a partner is missing, or it cannot be told which set it is.
@@ -27,28 +28,70 @@ def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Exampl
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'")
-    plain = _plain_examples(protocol, folder)
-    found = {_plain_name(protocol, folder): plain} if plain else _published_sets(protocol, folder)
+    found = _find_sets(protocol, folder.resolve())
     _note_differences(protocol, folder, found)
-    files = [example for examples in found.values() for example in examples]
-    names = [name for name, examples in found.items() for _ in examples]
-    sets = _rooms(protocol, files) or (names if len(protocol.datasets) > 1 else [None] * len(files))
+    files = [(name, index, example) for name, examples in found.items() for index, example in enumerate(examples)]
 
-    def read(index: int) -> Example:
-        example = read_example(files[index], protocol.channels)
-        return example if sets[index] is None else {**example, "set": sets[index]}
+    def read(position: int) -> Example:
+        name, index, example = files[position]
+        return {**read_example(example), **_labels(protocol, name, example.name, index, len(found[name]))}
 
     return LazyExamples(len(files), read)
 
 
-def _plain_examples(protocol: Protocol, folder: Path) -> Sequence[ExampleFiles]:
-    """The pairs or clean images of a plain folder; none if it is no such folder."""
-    if protocol.views == 2 or protocol.inputs == "inputs only":
+def label_examples(protocol: Protocol, dataset: str, examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples of a prepared dataset with the labels that `protocol_examples` would give them."""
+    part = next((part for part in protocol.datasets if part.dataset == dataset), None)
+    if part is None:
+        return examples
+
+    def read(index: int) -> Example:
+        example = examples[index]
+        return {**example, **_labels(protocol, part.name, example["name"], index, len(examples))}
+
+    return LazyExamples(len(examples), read)
+
+
+def _labels(protocol: Protocol, set_name: str, name: str, index: int, count: int) -> dict[str, str]:
+    """`set` of an example, where the protocol has several, and `scene`, where several images show one."""
+    part = next((part for part in protocol.datasets if part.name == set_name), None)
+    labels = {"set": set_name} if len(protocol.datasets) > 1 else {}
+    if part and protocol.indoor_positions and count == part.images:
+        labels["set"] = "indoor" if index in protocol.indoor_positions else "outdoor"
+    if part and part.scene and (match := re.match(part.scene, name)):
+        labels["scene"] = match[1]
+    return labels
+
+
+def _find_sets(protocol: Protocol, folder: Path) -> Mapping[str, Sequence[ExampleFiles]]:
+    """The sets in a folder by their names."""
+    pairs = _pairs(protocol, folder)
+    if pairs:
+        return {_plain_name(protocol, folder): pairs}
+    published = _published_sets(protocol, folder)
+    of_pairs = {name: examples for name, examples in published.items() if "input" in examples[0].images}
+    if of_pairs:
+        # Before loose images, which may be the clean side of a published set.
+        return _told_apart(protocol, folder, of_pairs)
+    loose = _loose_images(protocol, folder)
+    if loose:
+        return {_plain_name(protocol, folder): loose}
+    if not published:
+        raise UserError(_describe_missing(protocol, folder))
+    return _told_apart(protocol, folder, published)
+
+
+def _pairs(protocol: Protocol, folder: Path) -> Sequence[ExampleFiles]:
+    """The pairs of a plain folder; none if it is no such folder, or the protocol takes none."""
+    if protocol.views == 2 or "pairs" not in protocol.inputs:
         return ()
-    paired = (folder / "input").is_dir() and (folder / "target").is_dir()
-    if protocol.inputs != "noise" and (paired or not protocol.datasets):
-        return list_examples(folder, paired=True)
-    if protocol.inputs == "pairs":
+    there = (folder / "input").is_dir() and (folder / "target").is_dir()
+    return list_examples(folder, paired=True) if there or not protocol.datasets else ()
+
+
+def _loose_images(protocol: Protocol, folder: Path) -> Sequence[ExampleFiles]:
+    """The images directly in a folder, if the protocol takes clean ones."""
+    if "noise" not in protocol.inputs:
         return ()
     try:
         list_images(folder)
@@ -60,8 +103,7 @@ def _plain_examples(protocol: Protocol, folder: Path) -> Sequence[ExampleFiles]:
 
 def _plain_name(protocol: Protocol, folder: Path) -> str:
     """The set whose name the folder has, else the name of the folder."""
-    name = folder.resolve().name
-    return next((part.name for part in protocol.datasets if _is_named(part, name)), name)
+    return next((part.name for part in protocol.datasets if _is_named(part, folder.name)), folder.name)
 
 
 def _is_named(part: BenchmarkSet, folder: str) -> bool:
@@ -87,9 +129,7 @@ def _published_sets(protocol: Protocol, folder: Path) -> dict[str, Sequence[Exam
             continue
         if part.split in splits:
             found[part.name] = splits[part.split]
-    if not found:
-        raise UserError(_describe_missing(protocol, folder))
-    return _told_apart(protocol, folder, found)
+    return found
 
 
 def _told_apart(
@@ -135,10 +175,3 @@ def _note_differences(protocol: Protocol, folder: Path, found: Mapping[str, Sequ
     missing = [name for name in parts if name not in found]
     if missing and len(found) > 1:
         say(f"note: without {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not in '{folder}'")
-
-
-def _rooms(protocol: Protocol, files: Sequence[ExampleFiles]) -> list[str]:
-    """`indoor` or `outdoor` for each file of a complete set whose protocol tells them apart; otherwise nothing."""
-    if not protocol.indoor_positions or len(files) != protocol.datasets[0].images:
-        return []
-    return ["indoor" if index in protocol.indoor_positions else "outdoor" for index in range(len(files))]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from gamax.data.examples import Example
-from gamax.data.images import to_float, to_gray
+from gamax.data.images import to_float
 from gamax.errors import UserError, nearest
 
 
@@ -41,6 +41,8 @@ class BenchmarkSet:
     split: str
     images: int
     """How many are published."""
+    scene: str | None = None
+    """Where several images show one scene: a regular expression whose group is that scene, at the start of a name."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,15 @@ class Protocol:
     noise_seed: int | None = None
     """Seed of NumPy's legacy generator, set anew before every image; the noise is neither clipped nor quantised."""
     channels: Literal[1, 3] = 3
-    """3 for RGB; 1 for gray, to which images in colour are turned by 0.299 R + 0.587 G + 0.114 B."""
+    """3 for RGB; 1 for gray, to which images in colour are turned as by the PNG reader of OpenCV."""
     views: Literal[1, 2] = 1
     """2 for the left and right view of a dual-pixel camera, which the input has in 6 channels."""
     bits: Literal["as stored", 8] = "as stored"
     """8: of 16-bit images the upper byte is read, as OpenCV does with PNG files by default."""
     crop_multiple: int | None = None
     """After the noise, right and bottom are cut off down to a multiple of this; None: whole images."""
-    local_window: int | None = None
-    """Pixels of the test-time local conversion (arXiv 2112.04491); None: the protocol leaves it open."""
+    local_window: int | Literal["as the network has it"] | None = None
+    """Pixels of the test-time local conversion (arXiv 2112.04491); None for means over whole images."""
     clamp: Literal["[0, 1]"] = "[0, 1]"
     """The restored image is clamped to this."""
     quantization: Literal["uint8", "none"] = "uint8"
@@ -99,12 +101,13 @@ _BY_SETS = "mean over images of each set, then over sets"
 
 _CBSD68 = BenchmarkSet("CBSD68", "cbsd68", "test", 68)
 _URBAN100 = BenchmarkSet("Urban100", "urban100", "test", 100)
-_GOPRO = BenchmarkSet("GoPro", "gopro", "test", 1111)
+_GROUP_AND_NUMBER = r"(.*)_\d+$"
+_GOPRO = BenchmarkSet("GoPro", "gopro", "test", 1111, _GROUP_AND_NUMBER)
 _HIDE = BenchmarkSet("HIDE", "hide", "test", 2025)
 _RAIN100L = BenchmarkSet("Rain100L", "rain100l", "test", 100)
 _SOTS = (
-    BenchmarkSet("indoor", "reside_indoor", "test", 500),
-    BenchmarkSet("outdoor", "reside_outdoor", "test", 500),
+    BenchmarkSet("indoor", "reside_indoor", "test", 500, "([^_]*)_"),
+    BenchmarkSet("outdoor", "reside_outdoor", "test", 500, "([^_]*)_"),
 )
 _COLOUR_SETS = (
     _CBSD68,
@@ -142,7 +145,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "real noise of smartphones: the validation blocks of SIDD, scored without rounding",
             "swz30/Restormer: Denoising/test_real_denoising_sidd.py, evaluate_sidd.m",
             (Score("psnr", "psnr", peak=1), Score("ssim", "ssim-3d-rgb", peak=1)),
-            datasets=(BenchmarkSet("SIDD", "sidd", "validation", 1280),),
+            datasets=(BenchmarkSet("SIDD", "sidd", "validation", 1280, _GROUP_AND_NUMBER),),
             quantization="none",
         ),
         Protocol(
@@ -189,8 +192,8 @@ PROTOCOLS: dict[str, Protocol] = {
             "rimchang/RealBlur: evaluation_RealBlur_ecc.py",
             (Score("psnr", "psnr", peak=1), Score("ssim", "ssim-2d-valid", peak=1)),
             datasets=(
-                BenchmarkSet("RealBlur-J", "realblur_j", "test", 980),
-                BenchmarkSet("RealBlur-R", "realblur_r", "test", 980),
+                BenchmarkSet("RealBlur-J", "realblur_j", "test", 980, _GROUP_AND_NUMBER),
+                BenchmarkSet("RealBlur-R", "realblur_r", "test", 980, _GROUP_AND_NUMBER),
             ),
             alignment="ecc",
             averaging=_BY_SETS,
@@ -200,7 +203,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "motion blur with JPEG artefacts: 300 validation frames of REDS, local conversion of 384 pixels",
             "megvii-research/NAFNet: docs/REDS.md",
             _PSNR_SSIM_3D,
-            datasets=(BenchmarkSet("REDS", "reds", "validation", 300),),
+            datasets=(BenchmarkSet("REDS", "reds", "validation", 300, _GROUP_AND_NUMBER),),
             local_window=384,
         ),
         Protocol(
@@ -258,7 +261,13 @@ PROTOCOLS: dict[str, Protocol] = {
             crop_multiple=32,
             averaging=_BY_SETS,
         ),
-        Protocol("paired-rgb", "pairs of input and target, scored in RGB as 8-bit images", "gamax", _PSNR_SSIM),
+        Protocol(
+            "paired-rgb",
+            "pairs of input and target, scored in RGB as 8-bit images",
+            "gamax",
+            _PSNR_SSIM,
+            local_window="as the network has it",
+        ),
     )
 }
 
@@ -293,7 +302,7 @@ def protocol_example(protocol: Protocol, example: Mapping[str, object]) -> Examp
     elif protocol.inputs != "pairs, or noise on clean images" and "input" not in images:
         raise UserError(f"protocol {protocol.name} needs pairs (input/ and target/), but '{name}' has no input")
     if protocol.channels == 1:
-        images = {key: to_gray(image) for key, image in images.items()}
+        images = {key: _gray(image) for key, image in images.items()}
     if protocol.bits == 8:
         images = {key: _upper_byte(image) for key, image in images.items()}
     if "input" not in images:
@@ -314,6 +323,15 @@ def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> F
     noisy = to_float(target)
     noisy += np.random.RandomState(protocol.noise_seed).normal(0, protocol.noise_sigma / 255, noisy.shape)
     return noisy
+
+
+def _gray(image: np.ndarray) -> np.ndarray:
+    """Luma of an RGB image as libpng computes it for OpenCV, rounded down; gray images as they are."""
+    if image.shape[2] == 1:
+        return image
+    luma = image.astype(np.uint64) @ np.array([9797, 19234, 3737], np.uint64) >> 15
+    is_gray = (image == image[:, :, :1]).all(2)
+    return np.where(is_gray, image[:, :, 0], luma).astype(image.dtype)[:, :, np.newaxis]
 
 
 def _upper_byte(image: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gamax.console import progress_bar, say
 from gamax.data.images import SUFFIXES, UNREAD_SUFFIXES, check_format, read_image, to_float
-from gamax.data.metadata import ImageHeader, encode_with_metadata, keeps_profile, read_header
+from gamax.data.metadata import ImageHeader, describe_losses, encode_with_metadata, read_header
 from gamax.errors import USER_ERROR_EXIT_CODE, StoppedError, UserError, nearest
 from gamax.evaluation.before_after import before_after
 from gamax.evaluation.buckets import shape_buckets
@@ -120,6 +120,8 @@ def restore_files(
         raise UserError("there is no image to restore: name files, folders or patterns")
     if tile not in ("auto", "whole") and not (tile.isascii() and tile.isdecimal()):
         raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
+    if overlap is not None and (tile == "whole" or (tile == "auto" and rows > 1)):
+        raise UserError("--overlap is for tiles, and there are none: leave it out, or choose --tile")
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
     targets = _targets(sources, output)
@@ -257,21 +259,17 @@ def _plan(
     shapes = [(header.height, header.width) for *_, header in files]
     pooled = [index for index, shape in enumerate(shapes) if not restorers[index].tiles(shape)]
     if pooled and not exact_sizes:
-        multiple = restorers[0].model.size_multiple
-        buckets = shape_buckets([shapes[index] for index in pooled], multiple)
+        sizes = [shapes[index] for index in pooled]
+        buckets = shape_buckets(sizes, [restorers[0].padded_size(size) for size in sizes])
         for index, bucket in zip(pooled, buckets, strict=True):
             shapes[index] = bucket
     jobs = []
     for (source, target, picture, header), restorer, shape in zip(files, restorers, shapes, strict=True):
-        # Not the bucket itself: padding to the network's multiple changes nothing, and more images may join a folder.
-        settings = {**restorer.settings(), "padded_to": _round_up(shape, restorer.model.size_multiple)}
+        # Not the bucket itself: the network's own padding changes nothing, and more images may join a folder.
+        settings = {**restorer.settings(), "padded_to": list(restorer.padded_size(shape))}
         made_from = describe_source(source, weights_sha256, settings)
         jobs.append(_Job(source, target, picture, header, restorer, shape, made_from))
     return jobs
-
-
-def _round_up(size: tuple[int, int], multiple: int) -> list[int]:
-    return [side + -side % multiple for side in size]
 
 
 def _find_finished(jobs: Sequence[_Job], folder: Path | None, overwrite: bool) -> set[Path]:
@@ -287,7 +285,7 @@ def _find_finished(jobs: Sequence[_Job], folder: Path | None, overwrite: bool) -
         count = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise UserError(
             f"'{others[0]}'{count} exists already and was made from something else or in another way; choose another "
-            "--output or add --overwrite"
+            "--output, or add --overwrite, which makes only these again"
         )
     finished = {job.target for job in jobs if job.target in ours and (job.picture is None or job.picture.exists())}
     if finished:
@@ -375,7 +373,10 @@ def _write(job: _Job, image: np.ndarray, restored: np.ndarray, log: FileIO | Non
     """Encodes the restored image with the alpha of the other and writes it, and the picture of both."""
     if image.shape[2] == 4:
         restored = np.concatenate([np.broadcast_to(restored, (*job.size, 3)), image[:, :, 3:]], axis=2)
-    content = encode_with_metadata(restored, job.target.suffix, job.header)
+    try:
+        content = encode_with_metadata(restored, job.target.suffix, job.header)
+    except UserError as error:
+        raise UserError(f"cannot write '{job.target}': {error}") from error
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         if job.picture is not None:
@@ -384,8 +385,9 @@ def _write(job: _Job, image: np.ndarray, restored: np.ndarray, log: FileIO | Non
             job.picture.parent.mkdir(exist_ok=True)
             replace_atomically(job.picture, picture)
         if log is not None:
-            line = log_line(job.made_from, job.target, hashlib.sha256(content).hexdigest())
-            log.write(line.encode() + b"\n")
+            line = log_line(job.made_from, job.target, hashlib.sha256(content).hexdigest()).encode() + b"\n"
+            if log.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "the last line is cut short")
         replace_atomically(job.target, content)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -399,8 +401,7 @@ def _write(job: _Job, image: np.ndarray, restored: np.ndarray, log: FileIO | Non
 def _report_programs(jobs: Sequence[_Job], programs: int) -> None:
     sizes = {job.size for job in jobs}
     say(f"{len(sizes)} size(s) of images, {programs} program(s) compiled for them")
-    multiple = jobs[0].restorer.model.size_multiple
-    padded = sum(job.made_from["settings"]["padded_to"] != _round_up(job.size, multiple) for job in jobs)
+    padded = sum(job.made_from["settings"]["padded_to"] != list(job.restorer.padded_size(job.size)) for job in jobs)
     if padded:
         say(
             f"{padded} image(s) were padded by more than the network needs, which changes them a little; --exact-sizes "
@@ -412,11 +413,8 @@ def _losses(jobs: Sequence[_Job]) -> list[str]:
     """What the restored files miss of their sources, a sentence for each kind."""
     by_kind: dict[str, list[str]] = {}
     for job in jobs:
-        losses = list(job.header.losses)
         channels = 1 if job.header.gray and not job.header.alpha else 3
-        if job.header.icc_profile is not None and not keeps_profile(channels, job.target.suffix, job.header):
-            losses.append("colour profile, without which colours may look different")
-        for loss in losses:
+        for loss in describe_losses(channels, job.target.suffix, job.header):
             by_kind.setdefault(loss, []).append(job.source.name)
     return [
         f"not kept of '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {loss}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -148,15 +149,19 @@ class Restorer:
 
         Args:
             run_or_file: as `load_weights` takes it.
-            local_window: pixels of the test-time local conversion (arXiv 2112.04491); None for the network as it is.
+            local_window: pixels of the test-time local conversion (arXiv 2112.04491); 0 for means over whole images,
+                None for the network as it was trained.
             dtype: that the network computes in, such as `"bfloat16"`; None for that of its training.
             **options: the other fields.
         """
         from gamax.interop.weights import load_weights
 
-        overrides = {"local_window": local_window, "dtype": dtype}
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return cls(*load_weights(run_or_file, **given), **options)
+        model, params = load_weights(run_or_file, **({} if dtype is None else {"dtype": dtype}))
+        if local_window and not hasattr(model, "local_window"):
+            raise UserError(f"{type(model).__name__} has no local_window: it takes no means over the image")
+        if local_window is not None and hasattr(model, "local_window"):
+            model = model.clone(local_window=local_window or None)
+        return cls(model, params, **options)
 
     def __call__(self, image: Image, progress: Callable[[float], object] = lambda fraction: None) -> Restored:
         """Restores one `[H, W, C]` image.
@@ -174,6 +179,10 @@ class Restorer:
         (restored,) = self.start([image])()
         progress(1.0)
         return restored
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that the network pads an image of that height and width to."""
+        return padded_size(self.model, size)
 
     def tiles(self, size: tuple[int, ...]) -> bool:
         """Whether an image of that height and width is restored in tiles."""
@@ -195,10 +204,12 @@ class Restorer:
         batch = np.stack([pad_image(self._network_input(image), shape, self.model) for image in images])
         if len(images) < batch_size:
             batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(images), 0)])
-        restored = self._apply(batch)
+        with _device_memory(shape):
+            restored = self._apply(batch)
 
         def wait() -> list[AnySize]:
-            results = np.asarray(restored)
+            with _device_memory(shape):
+                results = np.asarray(restored)
             return [
                 self._result(results[index, : image.shape[0], : image.shape[1]], image)
                 for index, image in enumerate(images)
@@ -238,7 +249,7 @@ class Restorer:
         if min(image.shape[:2]) < 2:
             raise UserError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is too small: sides need 2 or more")
         # Unclipped noise leaves [0, 1], but not by this much.
-        if floating and np.abs(image).max() > LARGEST_FLOAT:
+        if floating and not np.abs(image).max() <= LARGEST_FLOAT:
             raise UserError(f"a float image must be in [0, 1], but this one has values up to {np.abs(image).max():g}")
 
     def _network_input(self, image: np.ndarray) -> np.ndarray:
@@ -249,8 +260,12 @@ class Restorer:
         """What the network has returned for the image, or a part of it, in the channels and type of the image."""
         if image.shape[2] == 1 and restored.shape[2] == 3:
             restored = restored.mean(2, keepdims=True)
-        # A copy, as JAX's arrays share their memory with NumPy read-only.
-        return np.array(restored) if np.issubdtype(image.dtype, np.floating) else to_integers(restored, image.dtype)
+        if np.issubdtype(image.dtype, np.floating):
+            # A copy, as JAX's arrays share their memory with NumPy read-only.
+            return np.array(restored)
+        if not np.isfinite(restored).all():
+            raise UserError("the network's output is not finite: its training has diverged, or its weights are damaged")
+        return to_integers(restored, image.dtype)
 
     def _restore_tiles(self, image: Image, progress: Callable[[float], object]) -> Restored:
         """Restores one row of tiles after the other; beside image and result, one such row of floats is held."""
@@ -268,7 +283,8 @@ class Restorer:
             pixels = image[np.ix_(_reflect(down, height), _reflect(right, width))]
             if zeros:
                 pixels[down >= height], pixels[:, right >= width] = 0, 0
-            return self._apply(self._network_input(pixels)[None])
+            with _device_memory(pixels.shape[:2]):
+                return self._apply(self._network_input(pixels)[None])
 
         # The rows of the image from `first_row` on, which the tiles in work cover.
         band: Any = None
@@ -313,18 +329,40 @@ class Restorer:
 def pad_image(image: np.ndarray, shape: tuple[int, int], model: nn.Module) -> np.ndarray:
     """Pads `[H, W, C]` on the right and at the bottom to the height and width of `shape`.
 
-    Up to the network's `size_multiple` as the network would, so that its result is the same; further by reflection.
+    As far as the network pads by itself as it would, so that its result is the same; further by reflection.
     """
+    own = padded_size(model, (image.shape[0], image.shape[1]))
     for axis in (0, 1):
         side, missing = image.shape[axis], shape[axis] - image.shape[axis]
         widths = [(0, missing if axis == other else 0) for other in range(3)]
-        if missing >= model.size_multiple:
+        if shape[axis] > own[axis]:
             image = np.pad(image, widths, "reflect")
         elif missing and _padding_mode(model) == "zeros":
             image = np.pad(image, widths)
         elif missing:
             image = np.pad(image, widths, "reflect" if missing < side else "edge")
     return image
+
+
+def padded_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that a network pads images of `size` to: what it says itself, or the next multiples."""
+    if hasattr(model, "padded_size"):
+        return model.padded_size(*size)
+    height, width = (side + -side % model.size_multiple for side in size)
+    return height, width
+
+
+@contextmanager
+def _device_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    """Turns the error of a device that has no memory left into a `UserError` with a remedy."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{shape[1]}x{shape[0]} pixels at once do not fit the memory of the device: take (smaller) tiles or batches"
+        ) from error
 
 
 def _padding_mode(model: nn.Module) -> str:

@@ -47,21 +47,13 @@ def restore_stream(
         progress: called with the index and the finished fraction after every tile of an image that is tiled.
     """
 
-    def load_checked(index: int) -> tuple[np.ndarray, T] | UserError:
-        try:
-            image, rest = load(index)
-            restorer.check(image)
-        except UserError as error:
-            return error
+    def load_checked(index: int) -> tuple[np.ndarray, T]:
+        image, rest = load(index)
+        restorer.check(image)
         return image, rest
 
     def finish_restored(index: int, restored: tuple[T, np.ndarray] | UserError) -> R | UserError:
-        if isinstance(restored, UserError):
-            return restored
-        try:
-            return finish(index, *restored)
-        except UserError as error:
-            return error
+        return restored if isinstance(restored, UserError) else _attempt(partial(finish, index, *restored))
 
     def pixels(index: int) -> int:
         return shapes[index][0] * shapes[index][1]
@@ -70,12 +62,16 @@ def restore_stream(
     readers, writers = (ThreadPoolExecutor(os.cpu_count()) for _ in range(2))
     with readers, writers:
         try:
-            loaded = _read_ahead(readers, load_checked, order, pixels)
+            loaded = _read_ahead(readers, lambda index: _attempt(partial(load_checked, index)), order, pixels)
             finishing: deque[tuple[int, Future[R | UserError]]] = deque()
+            behind = 0
             for index, restored in _restore(restorer, shapes, loaded, batch_size, progress):
                 finishing.append((index, writers.submit(finish_restored, index, restored)))
-                while finishing and (finishing[0][1].done() or _pixels(finishing, pixels) > PIXELS_BEHIND):
+                behind += pixels(index)
+                # However large, one is always allowed.
+                while finishing and (finishing[0][1].done() or (behind > PIXELS_BEHIND and len(finishing) > 1)):
                     first, future = finishing.popleft()
+                    behind -= pixels(first)
                     yield first, future.result()
             for index, future in finishing:
                 yield index, future.result()
@@ -89,19 +85,17 @@ def _read_ahead(
 ) -> Iterator[tuple[int, R]]:
     """What `load` returns for each index, in order."""
     loading: deque[tuple[int, Future[R]]] = deque()
+    ahead = 0
     for index in order:
         loading.append((index, pool.submit(load, index)))
-        if _pixels(loading, pixels) > PIXELS_AHEAD:
+        ahead += pixels(index)
+        if ahead > PIXELS_AHEAD and len(loading) > 1:
             first, future = loading.popleft()
+            ahead -= pixels(first)
             yield first, future.result()
     while loading:
         first, future = loading.popleft()
         yield first, future.result()
-
-
-def _pixels(queue: deque[tuple[int, Future[R]]], pixels: Callable[[int], int]) -> int:
-    """Of all images in the queue, or none if there is but one: however large, one is always allowed."""
-    return sum(pixels(index) for index, _ in queue) if len(queue) > 1 else 0
 
 
 def _restore(
@@ -111,14 +105,21 @@ def _restore(
     batch_size: int,
     progress: Callable[[int, float], object],
 ) -> Iterator[tuple[int, tuple[T, np.ndarray] | UserError]]:
-    """The restored images; while the device computes a batch, the one before is handed on."""
+    """The restored images, or what was wrong; while the device computes a batch, the one before is handed on."""
     batch: list[tuple[int, np.ndarray, T]] = []
-    ready: Callable[[], list[tuple[int, tuple[T, np.ndarray]]]] = list
+    ready: Callable[[], list[tuple[int, tuple[T, np.ndarray] | UserError]]] = list
 
-    def start() -> Callable[[], list[tuple[int, tuple[T, np.ndarray]]]]:
+    def start() -> Callable[[], list[tuple[int, tuple[T, np.ndarray] | UserError]]]:
         indices, images, rests = zip(*batch, strict=True)
-        wait = restorer.start(images, shapes[indices[0]], batch_size)
-        return lambda: list(zip(indices, zip(rests, wait(), strict=True), strict=True))
+        wait = _attempt(lambda: restorer.start(images, shapes[indices[0]], batch_size))
+
+        def results() -> list[tuple[int, tuple[T, np.ndarray] | UserError]]:
+            restored = wait if isinstance(wait, UserError) else _attempt(wait)
+            if isinstance(restored, UserError):
+                return [(index, restored) for index in indices]
+            return list(zip(indices, zip(rests, restored, strict=True), strict=True))
+
+        return results
 
     for index, value in loaded:
         if isinstance(value, UserError):
@@ -126,7 +127,8 @@ def _restore(
             continue
         image, rest = value
         if restorer.tiles(image.shape[:2]):
-            yield index, (rest, restorer(image, partial(progress, index)))
+            restored = _attempt(partial(restorer, image, partial(progress, index)))
+            yield index, restored if isinstance(restored, UserError) else (rest, restored)
             continue
         if batch and (len(batch) == batch_size or shapes[index] != shapes[batch[0][0]]):
             ready, before, batch = start(), ready, []
@@ -136,3 +138,11 @@ def _restore(
         ready, before = start(), ready
         yield from before()
     yield from ready()
+
+
+def _attempt(work: Callable[[], R]) -> R | UserError:
+    """What the work returns, or the `UserError` that it raises."""
+    try:
+        return work()
+    except UserError as error:
+        return error

@@ -55,6 +55,15 @@ class DMPHN(nn.Module):
         """Whether tiling changes the result: patches end in the middle of what the network is given, so it does."""
         return self.levels > 1
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that images are padded to."""
+        return height + -height % self.size_multiple, width + -width % self._width_multiple
+
+    @property
+    def _width_multiple(self) -> int:
+        # Even levels cut the height, odd ones the width: with an even number of levels it is cut once less.
+        return 4 * 2 ** ((self.levels - 1) // 2)
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""
@@ -69,8 +78,7 @@ class DMPHN(nn.Module):
             decoder = ResidualDecoder(channels, self.widths, name=f"decoder_{level}", **options)
             return decoder(features).astype(jnp.float32)
 
-        # Even levels cut the height, odd ones the width: with an even number of levels it is cut once less.
-        padded_width = width + -width % (4 * 2 ** ((self.levels - 1) // 2))
+        padded_width = width + -width % self._width_multiple
         padded = pad_to_multiple(images.astype(jnp.float32), self.size_multiple)[:, :, :padded_width]
         patches = [padded - 0.5]
         for level in range(2, self.levels + 1):

@@ -21,6 +21,9 @@ from gamax.blocks.repetition import repeat
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
 from gamax.errors import UserError
 
+SMALLEST_SIDE = 128
+"""To which smaller images are padded."""
+
 
 class LIR(nn.Module):
     """Restores `[B, H, W, 3]` images in [0, 1] of any size; the output is not clipped.
@@ -74,6 +77,11 @@ class LIR(nn.Module):
         """Channels of the images it is initialised for."""
         return 3
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that images are padded to."""
+        rows, columns = (max(side + -side % self.size_multiple, SMALLEST_SIDE) for side in (height, width))
+        return rows, columns
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""
@@ -87,7 +95,9 @@ class LIR(nn.Module):
             block = partial(EAABlock, patch, reduction, self.local_window and self.local_window >> level, **dtypes)
             return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
-        x = head = conv_prelu(self.width, name="head")(pad_to_multiple(images, self.size_multiple, minimum=128))
+        x = head = conv_prelu(self.width, name="head")(
+            pad_to_multiple(images, self.size_multiple, minimum=SMALLEST_SIDE)
+        )
         x = stage(x, "encoder_0", self.encoder_blocks[0], level=0, patch=8, reduction=16)
         x = early = pixel_unshuffle(conv(self.width // 4, name="down_0")(x), 2)
         x = stage(x, "encoder_1", self.encoder_blocks[1], level=1, patch=8, reduction=8)

@@ -224,7 +224,8 @@ def test_eval_checks_its_output_first(fails, tmp_path, tiny_workspace, output):
         ("dpdd-dual16", (), "dpdd-dual16 is for networks that take 6 channels, and this GAMAIR takes 3"),
         ("sidd-srgb", (), "it takes input/ and target/ with images of equal names, or else"),
         ("rain-y-matlab", (), "`gamax data info NAME` describes for test100, rain100h, rain100l, test2800, test1200"),
-        ("dnd-submit", ("--output", "result.json"), "--output must be a folder for the files of dnd-submit"),
+        ("dnd-submit", (), "no images for protocol dnd-submit"),
+        ("gauss-color-25", ("--batch-size", 0), "--batch-size must be 1 or more, not 0"),
         ("gauss-color-25", ("--extra-metrics", "sharpness"), "unknown metric 'sharpness'"),
     ],
 )
@@ -239,7 +240,7 @@ def test_a_protocol_that_training_cannot_score(fails, tmp_path):
     for folder in ("input", "target"):
         image(tmp_path / "pairs" / folder / "a.png")
     error = fails("train.py", *train_arguments(tmp_path, "--evaluation.protocol", "gopro-tlc", *pairs))
-    assert "gopro-tlc needs the network with local_window=384, not None" in error
+    assert "gopro-tlc is for the network with local_window=384, not None" in error
     error = fails("train.py", *train_arguments(tmp_path, "--evaluation.protocol", "dnd-submit"))
     assert "protocol dnd-submit scores nothing" in error
 

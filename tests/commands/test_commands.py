@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from gamax import Restorer
+from gamax import Restorer, load_weights, save_weights
 from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 from gamax.evaluation.protocols import PROTOCOLS
@@ -120,6 +120,30 @@ def test_eval_restores_as_it_is_told_and_records_it(tiny_workspace, tmp_path, sc
     assert record["per_image"][0].keys() == {"name", "height", "width", "psnr_input", "psnr", "ssim"}
     score(run, "--protocol", "gopro-tlc", "--data", tmp_path / "pairs", "--output", output, "--rows", "2")
     assert json.loads(output.read_text())["inference"]["rows"] == 2
+
+
+def test_a_local_window_makes_another_protocol(tiny_workspace, tmp_path, score):
+    for folder in ("input", "target"):
+        (tmp_path / "pairs" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "pairs" / folder / "a.png"), read(tiny_workspace / "photo.png"))
+    _, params = load_weights(tiny_workspace / "runs/quickstart")
+    overrides = {"width": 4, "depth": 3, "levels": 1, "blocks_per_level": 1, "local_window": 8}
+    # Trained with local means, as the recipes of NAFNet for GoPro are.
+    save_weights(tmp_path / "local.safetensors", params, "gama_ir_tiny", overrides)
+
+    def record(protocol: str, *options: str) -> dict:
+        score(tmp_path / "local.safetensors", "--protocol", protocol, "--data", tmp_path / "pairs", *options)
+        (newest,) = (tmp_path / "evaluations").glob("*.json")
+        assert newest.name.startswith("local-")
+        return json.loads(newest.rename(tmp_path / "result.json").read_text())
+
+    whole, local = record("gopro"), record("gopro", "--local-window", "8")
+    assert (whole["protocol"], whole["inference"]["local_window"]) == ("gopro", None)
+    assert (local["protocol"], local["inference"]["local_window"]) == ("gopro+local-window-8", 8)
+    assert local["protocol_details"]["local_window"] == 8
+    assert abs(whole["psnr"] - local["psnr"]) > 1e-5
+    assert record("paired-rgb")["inference"]["local_window"] == 8
+    assert record("paired-rgb", "--local-window", "0")["inference"]["local_window"] is None
 
 
 def test_eval_adds_metrics_of_the_user(tiny_workspace, tmp_path, score, monkeypatch):

@@ -16,6 +16,7 @@ from scipy import stats
 from gamax.cli_compare import Compare
 from gamax.errors import UserError
 from gamax.evaluation.compare import (
+    Paired,
     check_comparable,
     compare_paired,
     compare_scores,
@@ -32,16 +33,26 @@ SCORES = [
 ]
 
 
-def result(psnr: list[float | None], sets: list[str] | None = None, **inference: Any) -> dict[str, Any]:
+OVER_SETS = "mean over images of each set, then over sets"
+
+
+def result(
+    psnr: list[float | None],
+    sets: list[str] | None = None,
+    scenes: list[str] | None = None,
+    averaging: str = "mean over images",
+    **inference: Any,
+) -> dict[str, Any]:
     rows = [
         {"name": f"image{index}", "height": 8, "width": 9, "psnr_input": 20.0, "psnr": value, "ssim": 0.9, "error": 0.1}
         for index, value in enumerate(psnr)
     ]
-    for row, name in zip(rows, sets or [], strict=False):
-        row["set"] = name
+    for label, names in (("set", sets), ("scene", scenes)):
+        for row, name in zip(rows, names or [], strict=False):
+            row[label] = name
     return {
         "protocol": "paired-rgb",
-        "protocol_details": {"name": "paired-rgb", "scores": SCORES, "averaging": "mean over images"},
+        "protocol_details": {"name": "paired-rgb", "scores": SCORES, "averaging": averaging},
         "inference": {"tile": None, "dtype": "float32", **inference},
         "weights_sha256": "0123456789abcdef",
         "per_image": rows,
@@ -63,7 +74,9 @@ def test_a_paired_comparison_by_hand():
     paired = compare_paired("psnr", [10, 20, 30], [11, 22, 33])
     assert (paired.mean_first, paired.mean_second, paired.difference) == (20, 22, 2)
     assert paired.interval == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-6)
-    assert (paired.images, paired.better, paired.worse, paired.left_out) == (3, 3, 0, 0)
+    assert paired.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert paired.degrees_of_freedom == 2
+    assert (paired.images, paired.higher, paired.lower, paired.left_out) == (3, 3, 0, 0)
     # Three heads in three tosses, or three tails.
     assert paired.sign_p == pytest.approx(2 / 8)
 
@@ -86,19 +99,81 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert abs(held - 0.95) < 0.015
 
 
-values = st.lists(st.tuples(*[st.none() | st.floats(0, 60)] * 2), min_size=1, max_size=12)
+def test_the_frames_of_one_scene_count_together_by_hand():
+    # Mean difference 2; the scenes deviate from it by 3 * (1 - 2) = -3 and 5 - 2 = 3 in all, so the squared error is
+    # 2 / 1 * (9 + 9) / 4^2 = 2.25. t = 12.706205 for one degree of freedom.
+    paired = compare_paired("psnr", [10] * 4, [11, 11, 11, 15], ["x", "x", "x", "y"])
+    assert (paired.difference, paired.standard_error, paired.degrees_of_freedom) == (2, 1.5, 1)
+    assert paired.interval == pytest.approx((2 - 1.5 * 12.706205, 2 + 1.5 * 12.706205), abs=1e-5)
+    assert (paired.images, paired.scenes, paired.higher) == (4, 2, 4)
+    assert paired.sign_p == pytest.approx(2 / 4)
 
 
-@given(values, st.booleans())
-def test_swapping_the_two_turns_everything_around(pairs, lower):
-    first, second = map(list, zip(*pairs, strict=True))
-    forth, back = compare_paired("s", first, second, lower=lower), compare_paired("s", second, first, lower=lower)
+def test_scenes_of_equal_size_are_compared_by_their_means():
+    first, second = np.random.default_rng(1).normal(30, 2, (2, 9, 5))
+    scenes = [f"scene{index}" for index in range(9) for _ in range(5)]
+    paired = compare_paired("psnr", list(first.ravel()), list(second.ravel()), scenes)
+    expected = stats.ttest_rel(second.mean(1), first.mean(1)).confidence_interval(0.95)
+    assert paired.interval == pytest.approx((expected.low, expected.high), rel=1e-10)
+    assert paired.sign_p == stats.binomtest(int((second.mean(1) > first.mean(1)).sum()), 9).pvalue
+    assert paired.higher == (second > first).sum()
+
+
+def test_scenes_of_one_image_each_change_nothing():
+    first, second = np.random.default_rng(2).normal(30, 2, (2, 6))
+    alone = compare_paired("psnr", list(first), list(second))
+    grouped = compare_paired("psnr", list(first), list(second), list("fbdace"))
+    assert (grouped.scenes, alone.scenes) == (6, None)
+    assert grouped.interval == pytest.approx(alone.interval, rel=1e-12)
+    assert grouped.sign_p == alone.sign_p
+
+
+def test_the_interval_holds_the_truth_for_frames_that_are_alike():
+    # As GoPro: 11 sequences, here of 10 to 30 frames, which share half of the variance.
+    rng = np.random.default_rng(0)
+    frames = np.repeat(np.arange(11), 10 + 2 * np.arange(11))
+    scenes = [str(scene) for scene in frames]
+    differences = [0.1 + rng.normal(0, 0.2, 11)[frames] + rng.normal(0, 0.2, len(frames)) for _ in range(1000)]
+    zero = [0.0] * len(frames)
+    compared = [
+        (compare_paired("psnr", zero, list(one), scenes), compare_paired("psnr", zero, list(one)))
+        for one in differences
+    ]
+    by_scenes, by_images = np.mean([[p.interval[0] < 0.1 < p.interval[1] for p in pair] for pair in compared], axis=0)
+    # Three standard errors of a share of 0.95 of 1000.
+    assert abs(by_scenes - 0.95) < 0.021
+    assert by_images < 0.6
+
+
+def test_scenes_of_one_name_in_two_sets_are_two():
+    sets, scenes = ["x", "x", "y", "y"], ["1", "1", "1", "2"]
+    first, second = result([30] * 4, sets, scenes), result([31, 32, 33, 34], sets, scenes)
+    compared = compare_scores(first, second)
+    assert [compared[name][0].scenes for name in ("all", "x", "y")] == [3, 1, 2]
+    assert [compared[name][0].interval is None for name in ("all", "x", "y")] == [False, True, False]
+    # An older result has no scenes.
+    assert compare_scores(first, result([31, 32, 33, 34], sets))["all"][0].scenes is None
+
+
+def test_a_scene_whose_images_are_all_left_out_does_not_count():
+    paired = compare_paired("psnr", [30, 31, None], [31, 33, 34], ["x", "y", "z"])
+    assert (paired.scenes, paired.left_out, paired.degrees_of_freedom) == (2, 1, 1)
+
+
+pair = st.tuples(*[st.none() | st.floats(0, 60)] * 2, st.sampled_from("xyz"))
+
+
+@given(st.lists(pair, min_size=1, max_size=12), st.booleans())
+def test_swapping_the_two_turns_everything_around(pairs, grouped):
+    first, second, scenes = map(list, zip(*pairs, strict=True))
+    scenes = scenes if grouped else None
+    forth, back = compare_paired("s", first, second, scenes), compare_paired("s", second, first, scenes)
     np.testing.assert_array_equal([back.difference, back.mean_first], [-forth.difference, forth.mean_second])
-    assert (back.better, back.worse, back.left_out) == (forth.worse, forth.better, forth.left_out)
+    assert (back.higher, back.lower, back.left_out) == (forth.lower, forth.higher, forth.left_out)
     assert back.sign_p == pytest.approx(forth.sign_p)
     if forth.interval is None:
         assert back.interval is None
-        assert forth.images < 2
+        assert (forth.scenes if grouped else forth.images) < 2
     else:
         assert back.interval == (-forth.interval[1], -forth.interval[0])
         assert forth.interval[0] <= forth.difference <= forth.interval[1]
@@ -113,11 +188,11 @@ def test_infinite_values_are_left_out_of_their_score_alone():
     assert math.isnan(nothing.difference)
 
 
-def test_less_of_an_error_is_better():
+def test_higher_and_lower_are_counted_alike_for_every_score():
     other = copy.deepcopy(FIRST)
     for row in other["per_image"]:
         row["error"] = 0.05
-    assert [(paired.better, paired.worse) for paired in compare_scores(FIRST, other)["all"]] == [(0, 0), (0, 0), (4, 0)]
+    assert [(paired.higher, paired.lower) for paired in compare_scores(FIRST, other)["all"]] == [(0, 0), (0, 0), (0, 4)]
 
 
 def test_sets_are_compared_each_and_averaged_as_the_protocol_says():
@@ -128,11 +203,59 @@ def test_sets_are_compared_each_and_averaged_as_the_protocol_says():
     assert [compared[name][0].difference for name in compared] == [1.75, 1, 4]
     assert compared["all"][0].interval is not None
     for one in (first, second):
-        one["protocol_details"]["averaging"] = "mean over images of each set, then over sets"
+        one["protocol_details"]["averaging"] = OVER_SETS
     over_sets = compare_scores(first, second)["all"][0]
     assert (over_sets.mean_first, over_sets.mean_second, over_sets.difference) == (32, 34.5, 2.5)
-    assert (over_sets.interval, over_sets.better) == (None, 4)
+    assert (over_sets.images, over_sets.sets) == (4, 2)
+    # One image tells nothing of how its set varies.
+    assert (over_sets.interval, over_sets.standard_error) == (None, None)
     assert list(compare_scores(result([30, 31], ["x", "x"]), result([30, 31], ["x", "x"]))) == ["all"]
+
+
+def over_sets(*differences: Any, scenes: list[str] | None = None) -> Paired:
+    """The PSNR under a mean over sets, of which each differs by what is given."""
+    sets = [str(index) for index, part in enumerate(differences) for _ in part]
+    joined = np.concatenate(differences)
+    first = result([30.0] * len(sets), sets, scenes, OVER_SETS)
+    return compare_scores(first, result(list(30 + joined), sets, scenes, OVER_SETS))["all"][0]
+
+
+def test_the_interval_of_a_mean_over_two_sets_is_that_of_welch():
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(0.3, 0.1, 40), rng.normal(0.5, 0.8, 4)
+    # Of the sum of two means as of their difference, with one of them turned around.
+    test = stats.ttest_ind(large, -small, equal_var=False)
+    expected = test.confidence_interval(0.95)
+    paired = over_sets(large, small)
+    assert paired.interval == pytest.approx((expected.low / 2, expected.high / 2), rel=1e-9)
+    assert paired.degrees_of_freedom == pytest.approx(test.df, rel=1e-9)
+    assert (paired.sets, paired.higher, paired.lower, paired.sign_p) == (2, None, None, None)
+
+
+def test_the_interval_of_a_mean_over_sets_takes_their_scenes():
+    rng = np.random.default_rng(0)
+    means = rng.normal(0.3, 0.2, 6), rng.normal(0.1, 0.4, 4)
+    frames = [np.repeat(part, 5) for part in means]
+    scenes = [str(index) for part in means for index in range(len(part)) for _ in range(5)]
+    by_scenes = over_sets(*frames, scenes=scenes)
+    assert by_scenes.interval == pytest.approx(over_sets(*means).interval, rel=1e-9)
+    wide, narrow = (high - low for low, high in (by_scenes.interval, over_sets(*frames).interval))
+    assert wide > 2 * narrow
+
+
+def test_a_mean_over_sets_that_do_not_differ_is_certain():
+    assert over_sets([0.5, 0.5], [1.0, 1.0, 1.0]).interval == (0.75, 0.75)
+
+
+def test_the_interval_of_a_mean_over_sets_holds_the_truth():
+    rng = np.random.default_rng(0)
+    # As the sets of Gaussian noise, unequal in size and spread.
+    compared = [
+        over_sets(rng.normal(0.2, 0.1, 24), rng.normal(0.4, 0.5, 10), rng.normal(0, 0.2, 6)) for _ in range(300)
+    ]
+    held = np.mean([paired.interval[0] < 0.2 < paired.interval[1] for paired in compared])
+    # Three standard errors of a share of 0.95 of 300.
+    assert abs(held - 0.95) < 0.038
 
 
 def test_learned_metrics_are_compared_where_both_have_them():
@@ -143,7 +266,7 @@ def test_learned_metrics_are_compared_where_both_have_them():
             row["lpips"] = value
     assert [paired.score for paired in compare_scores(first, SECOND)["all"]] == ["psnr", "ssim", "error"]
     lpips = compare_scores(first, second)["all"][-1]
-    assert (lpips.score, lpips.better, lpips.difference) == ("lpips", 4, pytest.approx(-0.1))
+    assert (lpips.score, lpips.lower, lpips.difference) == ("lpips", 4, pytest.approx(-0.1))
 
 
 def test_the_gains_are_sorted_and_named_with_their_set():
@@ -238,14 +361,15 @@ def test_the_command_prints_tables_and_writes_json_and_a_picture(tmp_path, capsy
     assert "A and C were restored differently: tile: none against 512" in printed
     assert "largest gains in PSNR: image3 +1.50 dB, image0 +0.50 dB, image1 +0.50 dB" in printed
     assert "largest losses in PSNR: image2 -1.00 dB" in printed
-    assert "psnr: 1 images left out, whose restored image equals the target" in printed
+    assert "psnr: 1 image(s) left out, whose restored image equals the target" in printed
     assert "largest losses in PSNR: none" in printed
-    written = json.loads((tmp_path / "comparison.json").read_text())
+    (path,) = (tmp_path / "comparisons").glob("a-against-b-and-1-more-*.json")
+    written = json.loads(path.read_text())
     against_b, against_c = written["comparisons"]
     assert against_b["scores"]["all"][0]["difference"] == 0.375
     assert against_b["psnr_gains"][0] == {"name": "image3", "gain": 1.5}
     assert against_c["settings"] == ["tile: none against 512"]
-    assert cv2.imread(str(tmp_path / "comparison.png")).shape[2] == 3
+    assert cv2.imread(str(path.with_suffix(".png"))).shape[2] == 3
 
 
 def test_one_image_has_no_interval_and_no_image_no_mean(tmp_path, capsys):
@@ -255,6 +379,74 @@ def test_one_image_has_no_interval_and_no_image_no_mean(tmp_path, capsys):
     written = json.loads((tmp_path / "new" / "c.json").read_text())
     assert written["comparisons"][0]["scores"]["all"][0]["difference"] is None
     assert (tmp_path / "new" / "c.png").exists()
+
+
+def test_the_command_says_what_an_interval_is_from(tmp_path, capsys):
+    psnr, higher = [30.0, 31.0, 32.0, 33.0], [31.0, 32.0, 34.0, 33.5]
+    scenes = ["1", "1", "2", "2"]
+    Compare(write(tmp_path, result(psnr, scenes=scenes), result(higher, scenes=scenes))).run()
+    assert "psnr, ssim, error: interval from 2 scenes, and so the sign test" in capsys.readouterr().out
+    Compare(write(tmp_path, result(psnr, scenes=["1"] * 4), result(higher, scenes=["1"] * 4))).run()
+    printed = capsys.readouterr().out
+    assert (
+        "psnr: no interval, which takes two scenes or more, not 1: images of one scene are not independent" in printed
+    )
+
+    Compare(
+        write(tmp_path, *(result(part, ["x", "x", "y", "y"], averaging=OVER_SETS) for part in (psnr, higher)))
+    ).run()
+    printed = capsys.readouterr().out
+    assert "B against A, mean of 2 sets, 4 images" in printed
+    assert "no interval" not in printed
+    Compare(
+        write(tmp_path, *(result(part, ["x", "x", "x", "y"], averaging=OVER_SETS) for part in (psnr, higher)))
+    ).run()
+    printed = capsys.readouterr().out
+    assert "psnr: no interval of the mean over sets, as one of them has none" in printed
+    assert "psnr: no interval, which takes two images or more, not 1" in printed
+    written = json.loads((tmp_path / "comparisons" / "a-against-b.json").read_text())
+    assert written["comparisons"][0]["scores"]["all"][0]["sign_p"] is None
+
+
+def test_a_metric_of_ones_own_that_is_not_finite_is_no_equal_image(tmp_path, capsys):
+    first, second = copy.deepcopy((FIRST, SECOND))
+    for one in (first, second):
+        one["extra_metrics"] = ["mine:dists"]
+        for row in one["per_image"]:
+            row["mine:dists"] = 0.25
+    second["per_image"][0]["mine:dists"] = None
+    Compare(write(tmp_path, first, second)).run()
+    printed = capsys.readouterr().out
+    assert "mine:dists: 1 image(s) left out, with no finite value" in printed
+    assert "equals the target" not in printed
+
+
+def test_every_comparison_has_a_file_of_its_own(tmp_path):
+    def write_run(run: str, name: str = "gopro") -> Path:
+        path = tmp_path / run / "evaluations" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(FIRST))
+        return path
+
+    def written(*paths: Path) -> str:
+        before = set((tmp_path / "one" / "evaluations" / "comparisons").glob("*.json"))
+        Compare(paths).run()
+        (new,) = set((tmp_path / "one" / "evaluations" / "comparisons").glob("*.json")) - before
+        return new.name
+
+    first, other = write_run("one"), write_run("one", "gopro-tile512")
+    assert written(first, other) == "gopro-against-gopro-tile512.json"
+    assert written(first, write_run("two")).startswith("one-evaluations-gopro-against-two-evaluations-gopro-")
+    assert written(first, write_run("three")).startswith("one-evaluations-gopro-against-three-evaluations-gopro-")
+    assert written(first, other, write_run("two")) != written(first, other, write_run("three"))
+    # Apart in the last letter alone, where the name is too long for that.
+    assert written(first, write_run("one", "n" * 199 + "1")) != written(first, write_run("one", "n" * 199 + "2"))
+    comparisons = first.parent / "comparisons"
+    count = len(list(comparisons.iterdir()))
+    # The same again replaces its own, and results are still found by a pattern.
+    Compare((first, other)).run()
+    assert len(list(comparisons.iterdir())) == count
+    assert all(load_result(path) for path in first.parent.glob("*.json"))
 
 
 def test_the_command_refuses_what_it_cannot_write(tmp_path):

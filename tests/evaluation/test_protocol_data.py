@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gamax.errors import UserError
-from gamax.evaluation.protocol_data import protocol_examples
-from gamax.evaluation.protocols import PROTOCOLS, find_protocol
+from gamax.evaluation.protocol_data import label_examples, protocol_examples
+from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_example
 
 
 def image(path: Path, seed: int = 0, dtype: type = np.uint8, channels: int = 3) -> Path:
@@ -47,8 +47,38 @@ def test_clean_images_of_a_plain_folder_in_colour_and_gray(tmp_path):
         ("2", "Kodak"),
         ("10", "Kodak"),
     ]
-    (first, _) = protocol_examples(find_protocol("gauss-gray-50"), tmp_path / "Kodak")
-    assert first["target"].shape == (12, 16, 1)
+    gray = find_protocol("gauss-gray-50")
+    (first, _) = protocol_examples(gray, tmp_path / "Kodak")
+    assert protocol_example(gray, first)["target"].shape == (12, 16, 1)
+
+
+def test_the_clean_side_of_a_published_set_is_not_taken_for_clean_images(tmp_path):
+    images(tmp_path / "Rain100L", "rainy/rain-001.png", "rainy/rain-002.png", "norain-001.png", "norain-002.png")
+    examples = protocol_examples(find_protocol("lir-crop32"), tmp_path / "Rain100L")
+    assert names(examples) == [("rain-001", "Rain100L"), ("rain-002", "Rain100L")]
+    assert all("input" in example for example in examples)
+
+
+def test_images_of_one_scene_carry_its_name(tmp_path):
+    for sequence, frame in (("GOPR0384_11_00", 1), ("GOPR0384_11_00", 2), ("GOPR0854_11_00", 1)):
+        images(tmp_path / "test" / sequence, f"blur/{frame:06d}.png", f"sharp/{frame:06d}.png")
+    examples = protocol_examples(find_protocol("gopro"), tmp_path)
+    assert [example["scene"] for example in examples] == ["GOPR0384_11_00", "GOPR0384_11_00", "GOPR0854_11_00"]
+    images(tmp_path / "SOTS/indoor", "hazy/1400_1.png", "hazy/1400_10.png", "gt/1400.png")
+    examples = protocol_examples(find_protocol("sots"), tmp_path)
+    assert [example["scene"] for example in examples] == ["1400", "1400"]
+
+
+def test_prepared_examples_get_the_same_labels(tmp_path):
+    prepared = [{"name": f"{index:02d}"} for index in range(76)]
+    labelled = label_examples(find_protocol("dpdd-single8"), "dpdd", prepared)
+    assert [example["set"] for example in labelled].count("indoor") == 37
+    assert label_examples(find_protocol("gauss-color-25"), "cbsd68", prepared)[5]["set"] == "CBSD68"
+    assert label_examples(find_protocol("gopro"), "gopro", [{"name": "GOPR_11_00_000001"}])[0] == {
+        "name": "GOPR_11_00_000001",
+        "scene": "GOPR_11_00",
+    }
+    assert label_examples(find_protocol("gauss-color-25"), "clean_folder", prepared) is prepared
 
 
 def test_all_rain_sets_that_are_there(tmp_path, capsys):

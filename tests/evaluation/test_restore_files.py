@@ -433,7 +433,9 @@ def test_what_was_made_in_another_way_is_refused_before_any_work(restored, weigh
     for missing in ("a.png", "c.png", "d.png") if change in ("weights", "settings") else ("a.png",):
         (output / missing).unlink()
         del before[missing]
-    with pytest.raises(UserError, match=r"b.png' exists already .*; choose another --output or add --overwrite"):
+    with pytest.raises(
+        UserError, match=r"b.png' exists already .*; choose another --output, or add --overwrite, which"
+    ):
         restore_files(sources, output, identity if change == "weights" else weights, **options)
     assert contents(output) == before
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_hundred_sizes_are_compiled_at_most_eight_times():
     assert len(set(sizes)) == 100
     # No other test has this network.
     restorer, before = Restorer(Shift(offset=0.125), {}), compiled_programs()
-    shapes = shape_buckets(sizes, 4)
+    shapes = shape_buckets(sizes, [restorer.padded_size(size) for size in sizes])
     results = dict(
         restore_stream(restorer, shapes, lambda i: (images[i], None), lambda i, _, image: image, batch_size=3)
     )
@@ -118,6 +119,38 @@ def test_no_more_is_read_ahead_than_allowed(monkeypatch):
     assert len(results) == 40
     # Three wait before, one more is on its way; one is computed and one handed over; three wait behind, and one more.
     assert most <= 10
+
+
+def test_images_are_restored_while_others_are_finished():
+    """The first image is finished only after the third one is restored."""
+    third_restored = threading.Event()
+
+    class Noting(Restorer):
+        def start(self, images, shape=None, batch_size=1):
+            if images[0].max() == 3:
+                third_restored.set()
+            return super().start(images, shape, batch_size)
+
+    def finish_late(index: int, rest: None, restored: np.ndarray) -> bool:
+        return index != 0 or third_restored.wait(10)
+
+    images = [np.full((8, 8, 3), index + 1, np.float32) for index in range(3)]
+    results = restore_stream(Noting(Shift(), {}), [(8, 8)] * 3, lambda index: (images[index], None), finish_late)
+    assert dict(results) == {0: True, 1: True, 2: True}
+
+
+@pytest.mark.parametrize("tile", [None, 12])
+def test_an_image_that_the_device_cannot_hold_stops_no_other(tile):
+    class Small(Restorer):
+        def _apply(self, images):
+            if images.shape[1:3] in ((30, 20), (12, 12)):
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            return super()._apply(images)
+
+    results = dict(restore_stream(Small(Shift(), {}, tile=tile, overlap=tile and 4), SIZES, load, finish))
+    failed = [index for index, result in results.items() if isinstance(result, UserError)]
+    assert sorted(failed) == ([2] if tile is None else [2, 4])
+    assert "do not fit the memory of the device: take (smaller) tiles or batches" in str(results[2])
 
 
 def test_images_are_read_while_others_are_computed():

@@ -242,7 +242,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _write_shard(self, path: Path, examples: Iterator[tuple[str, dict[str, Any]]]) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        temporary = path.with_name(f".{path.name}.partial")
+        temporary, writer = path.with_name(f".{path.name}.partial"), None
         try:
             writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
             count = 0
@@ -258,6 +258,8 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         except RuntimeError as error:
             raise OSError(str(error).partition(";")[0]) from error
         finally:
+            # Its threads end with it, and may write the file until then.
+            del writer
             temporary.unlink(missing_ok=True)
 
 
