@@ -43,7 +43,7 @@ def progress_bar(
             now = time.monotonic()
             per_second = (done - first) / max(now - started, 1e-9)
             rate = f"{per_second * units_per_step:.3g} {unit}/s"
-            progress.update(task, completed=done, rate=rate, note=note)
+            progress.update(task, completed=done, rate=rate, note=_printable(note))
             if not console.is_terminal and (
                 now - last_line > SECONDS_BETWEEN_LINES or (done == total and done > reported)
             ):
@@ -55,9 +55,15 @@ def progress_bar(
 
 
 def say(text: str) -> None:
-    """Prints one line of text as it is, at once."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints one line of text as it is, at once; what the output cannot encode is escaped."""
+    console.print(_printable(text), markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
+
+
+def _printable(text: str) -> str:
+    # A file's name may be any bytes, and the output may know few letters.
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
@@ -67,5 +73,5 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
+        table.add_row(*(_printable(row.get(column, "")) for column in columns))
     console.print(table)

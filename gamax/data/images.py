@@ -11,21 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from gamax.data.metadata import JPEG_START, PNG_START, TIFF_STARTS, parse_header, turn_upright
+from gamax.data.metadata import JPEG_START, JPEG_SUFFIXES, PNG_START, TIFF_STARTS, parse_header, turn_upright
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
+SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 """File names that count as images, whatever the case of their letters."""
 
 UNREAD_SUFFIXES = (
-    *(".gif", ".apng", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".mpo", ".tga", ".psd", ".exr"),
+    *(".gif", ".apng", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".mpo", ".tga", ".psd", ".exr"),
     *(".hdr", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw"),
 )
 """File names of images in formats that are not read."""
 
 _WRITABLE_16_BIT = (".png", ".tif", ".tiff", ".ppm", ".pgm")
 _WRITABLE_ALPHA = (".png", ".tif", ".tiff", ".webp")
+_LARGEST_SIDES = {**dict.fromkeys(JPEG_SUFFIXES, 65500), ".webp": 16383}
+"""Of the encoders, in pixels."""
+
+_RAW_HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
+"""PPM or PGM: kind, width, height and the value of white."""
 
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_START_OF_SCAN = 0xDA
@@ -36,9 +41,10 @@ _CV2_SILENT = 0
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image file as uint8 or uint16 `[H, W, C]`: gray (C = 1), RGB (3) or RGBA (4).
 
-    The EXIF orientation is applied. Gray with alpha comes as RGBA, a palette or single bits as the 8-bit colours or
-    grays that they stand for. Raises `UserError` when the file is missing, empty, cut short, not an image, neither 8
-    nor 16 bits deep, or a TIFF of several pages or of a kind that would be decoded wrongly.
+    The EXIF orientation is applied. Gray with alpha comes as RGBA, a palette or fewer than 8 bits as the 8-bit colours
+    or grays that they stand for, PPM and PGM with white at 255 or 65535 whatever the file's own. Raises `UserError`
+    when the file is missing, empty, cut short, not an image, neither 8 nor 16 bits deep, or a TIFF of several pages or
+    of a kind that would be decoded wrongly.
     """
     path = Path(path)
     try:
@@ -57,11 +63,24 @@ def read_image(path: str | Path) -> np.ndarray:
     header = parse_header(io.BytesIO(data), path) if is_tiff or may_be_turned else None
     image = decode_image(data)
     if image is None:
-        raise UserError(f"'{path}' is not an image that can be decoded; replace or remove it")
+        remedy = "save it again as plain 8- or 16-bit gray, RGB or RGBA" if is_tiff else "replace or remove it"
+        raise UserError(f"'{path}' is not an image that can be decoded; {remedy}")
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"'{path}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+    if raw := _RAW_HEADER.match(data):
+        return _stretch(image, kind=raw[1], white=int(raw[4]))
     # Decoding turns JPEG and TIFF itself.
     return turn_upright(image, header.orientation) if header and not is_tiff else image
+
+
+def _stretch(image: np.ndarray, kind: bytes, white: int) -> np.ndarray:
+    """The decoded image of a PPM or PGM with the file's white at 255 or 65535."""
+    full = np.iinfo(image.dtype).max
+    # Of values written as text OpenCV stretches 8-bit ones itself.
+    if white == full or (full == 255 and kind in b"23"):
+        return image
+    values = np.minimum(image, white).astype(np.uint32)
+    return ((values * full + white // 2) // white).astype(image.dtype)
 
 
 def decode_image(data: bytes) -> np.ndarray | None:
@@ -71,35 +90,49 @@ def decode_image(data: bytes) -> np.ndarray | None:
     # IMREAD_UNCHANGED ignores the EXIF orientation; the other flags drop alpha, which no JPEG has.
     is_jpeg = data.startswith(JPEG_START)
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if is_jpeg else cv2.IMREAD_UNCHANGED
-    # Otherwise OpenCV's own words on stderr would stand beside the sentence below. OpenCV 5 has moved the function.
-    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-    set_log_level(_CV2_SILENT)
+    _silence_opencv()
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None or image.size == 0:
-        return None
+        return _decode_tiff(data, None) if data.startswith(TIFF_STARTS) else None
     if image.ndim == 2:
         return image[..., np.newaxis]
     if image.shape[-1] == 4 and image.dtype == np.uint8 and data.startswith(TIFF_STARTS):
-        return _decode_rgba_tiff(data, image)
+        return _decode_tiff(data, image)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[-1] == 4 else cv2.COLOR_BGR2RGB)
 
 
-def _decode_rgba_tiff(data: bytes, image: np.ndarray) -> np.ndarray | None:
-    """The pixels of an 8-bit RGBA TIFF, whose colours OpenCV multiplies by an alpha channel that is declared as one."""
+def _silence_opencv() -> None:
+    """Keeps OpenCV's own words off stderr, where they would stand beside our sentence."""
+    import cv2
+
+    # OpenCV 5 has moved the function.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(_CV2_SILENT)
+
+
+def _decode_tiff(data: bytes, image: np.ndarray | None) -> np.ndarray | None:
+    """The 8-bit pixels of a TIFF that is not OpenCV's.
+
+    Args:
+        data: the file.
+        image: what OpenCV has made of it: BGRA, with colours multiplied by an alpha channel that is declared as one;
+            or None, as of 2 and 4 bits a channel.
+    """
     import cv2
     from PIL.TiffImagePlugin import TiffImageFile
 
     try:
         # Not `PIL.Image.open`, which refuses large images.
         with TiffImageFile(io.BytesIO(data)) as file:
-            if file.mode == "RGBA":
-                return np.array(file)
-    except (OSError, SyntaxError, ValueError):
+            if file.mode == "RGBA" or (image is None and file.mode in ("L", "RGB")):
+                pixels = np.array(file)
+                return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+    except Exception:  # Whatever the parser stumbles over in a damaged file; callers say that it cannot be decoded.
         return None
-    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
 
 
 def _is_cut_short(data: bytes) -> bool:
@@ -141,12 +174,23 @@ def to_integers(image: np.ndarray, dtype: type[np.integer] | np.dtype[Any] = np.
 
 
 def encode_image(image: np.ndarray, suffix: str) -> bytes:
-    """Encodes a uint8 or uint16 image `[H, W, C]`, C in {1, 3, 4}, as a file of the format that `suffix` names."""
+    """Encodes a uint8 or uint16 image `[H, W, C]`, C in {1, 3, 4}, as a file of the format that `suffix` names.
+
+    Raises `UserError` if the encoder refuses.
+    """
     import cv2
 
+    height, width = image.shape[:2]
     if image.shape[-1] > 1:
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA if image.shape[-1] == 4 else cv2.COLOR_RGB2BGR)
-    return cv2.imencode(suffix, image)[1].tobytes()
+    _silence_opencv()
+    try:
+        encoded, content = cv2.imencode(".jpg" if suffix in JPEG_SUFFIXES else suffix, image)
+    except cv2.error:
+        encoded, content = False, np.empty(0)
+    if not encoded:
+        raise UserError(f"{width}x{height} pixels cannot be encoded as {suffix[1:].upper()}; choose another format")
+    return content.tobytes()
 
 
 def decode_stored(data: bytes) -> np.ndarray | None:
@@ -176,6 +220,10 @@ def check_format(path: str | Path, image: np.ndarray) -> None:
         raise UserError(f"cannot write an alpha channel to '{path}': choose one of {', '.join(_WRITABLE_ALPHA)}")
     if suffix == (".pgm" if image.shape[-1] == 3 else ".ppm"):
         raise UserError(f"cannot write '{path}': PPM is for colour images, PGM for gray ones")
+    height, width = image.shape[:2]
+    largest = _LARGEST_SIDES.get(suffix)
+    if largest and max(height, width) > largest:
+        raise UserError(f"cannot write {width}x{height} pixels to '{path}': sides go up to {largest}; choose .png")
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

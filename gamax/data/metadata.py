@@ -12,7 +12,8 @@ import logging
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 EXIF_START = b"Exif\0\0"
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif")
 
 _ORIENTATION = 0x0112
 _PHOTOGRAPHER_TAGS = (270, 271, 272, 306, 315, 33432)
@@ -40,7 +42,17 @@ _CAMERA_TAGS = (
 _JPEG_ICC = b"ICC_PROFILE\0"
 _JPEG_SEGMENT = 65533
 """Bytes that fit into a segment behind its length."""
+_JPEG_PROFILE_PART = _JPEG_SEGMENT - len(_JPEG_ICC) - 2
+_JPEG_PROFILE_PARTS = 255
+_JPEG_MORE_PICTURES = b"MPF\0"
 _SIZE_SEGMENTS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PNG_SRGB = {
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+    b"cICP": bytes([1, 13, 0, 1]),
+}
+"""The chunks about colours, all but `sRGB`, as they are for sRGB, which everyone assumes where nothing is said."""
+_MOST_PAGES = 1000
 _CMYK = "holds CMYK colours, which are made for print; convert it to RGB first"
 _PILLOW_FORMATS = ("WEBP", "BMP", "PPM")
 
@@ -58,6 +70,8 @@ class ImageHeader:
     gray: bool = False
     """Whether there are no colours; with alpha its pixels are read as RGBA all the same."""
     icc_profile: bytes | None = None
+    png_colours: tuple[tuple[bytes, bytes], ...] = ()
+    """Names and contents of a PNG's chunks that name its colours without a profile: gAMA, cHRM, sRGB, cICP."""
     exif: bytes | None = None
     """What is kept of the EXIF fields, upright: photographer, camera, dates; no place, no preview, no maker's notes."""
     losses: tuple[str, ...] = ()
@@ -109,39 +123,68 @@ def encode_with_metadata(image: np.ndarray, suffix: str, header: ImageHeader) ->
     """Encodes a uint8 or uint16 image `[H, W, C]` with the colour profile and the EXIF fields of the header.
 
     JPEG, PNG and WebP keep both; TIFF keeps the profile and the fields of the photographer; BMP, PPM and PGM have no
-    place for either. A profile that does not fit gray or colours, whichever the image has, is left out. The pixels are
-    those of `encode_image`, except that TIFF and WebP are written so that alpha changes no colour.
+    place for either. PNG also keeps what a PNG says of its colours in other chunks. What does not fit is left out, see
+    `describe_losses`. The pixels are those of `encode_image`, except that TIFF and WebP are written so that alpha
+    changes no colour.
 
     Args:
         image: C in {1, 3, 4}, as `check_format` lets pass.
         suffix: names the format.
         header: of the file that the image comes from.
+
+    Raises:
+        UserError: if the encoder refuses.
     """
     from gamax.data.images import encode_image
 
     suffix = suffix.lower()
-    profile = header.icc_profile if keeps_profile(image.shape[-1], suffix, header) else None
-    match suffix:
-        case ".png":
-            return _with_png_chunks(encode_image(image, suffix), profile, header.exif)
-        case ".jpg" | ".jpeg":
-            return _with_jpeg_segments(encode_image(image, suffix), profile, header.exif)
-        case ".tif" | ".tiff":
-            return _encode_tiff(image, profile, header.exif)
-        case ".webp":
-            return _encode_webp(image, profile, header.exif)
+    profile = header.icc_profile if _keeps_profile(image.shape[-1], suffix, header) else None
+    exif = header.exif if _keeps_exif(suffix, header) else None
+    if suffix == ".png":
+        return _with_png_chunks(encode_image(image, suffix), header.png_colours, profile, exif)
+    if suffix in JPEG_SUFFIXES:
+        return _with_jpeg_segments(encode_image(image, suffix), profile, exif)
+    if suffix in (".tif", ".tiff"):
+        return _encode_tiff(image, profile, exif)
+    if suffix == ".webp":
+        return _encode_webp(image, profile, exif)
     return encode_image(image, suffix)
 
 
-def keeps_profile(channels: int, suffix: str, header: ImageHeader) -> bool:
-    """Whether the colour profile of the header goes into a file of that suffix, of an image with so many channels."""
+def describe_losses(channels: int, suffix: str, header: ImageHeader) -> list[str]:
+    """What a file of that suffix, of an image with so many channels, misses of its source, in words."""
+    suffix, losses = suffix.lower(), list(header.losses)
+    if header.icc_profile is not None and not _keeps_profile(channels, suffix, header):
+        losses.append("colour profile, without which colours may look different")
+    if header.icc_profile is None and suffix != ".png" and not _are_srgb(dict(header.png_colours)):
+        losses.append("colour space, which only PNG names in that way and without which colours may look different")
+    if header.exif is not None and suffix in JPEG_SUFFIXES and not _keeps_exif(suffix, header):
+        losses.append("camera's notes, which are too large for JPEG")
+    return losses
+
+
+def _keeps_profile(channels: int, suffix: str, header: ImageHeader) -> bool:
     if header.icc_profile is None:
         return False
-    suffix = suffix.lower()
+    if suffix in JPEG_SUFFIXES and len(header.icc_profile) > _JPEG_PROFILE_PARTS * _JPEG_PROFILE_PART:
+        return False
     if header.icc_profile[16:20] == b"GRAY":
-        return channels == 1 and suffix in (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+        return channels == 1 and suffix in (".png", *JPEG_SUFFIXES, ".tif", ".tiff")
     # PNG alone forbids a profile for colours in a gray image.
-    return suffix in (".jpg", ".jpeg", ".tif", ".tiff", ".webp") or (suffix == ".png" and channels > 1)
+    return suffix in (*JPEG_SUFFIXES, ".tif", ".tiff", ".webp") or (suffix == ".png" and channels > 1)
+
+
+def _keeps_exif(suffix: str, header: ImageHeader) -> bool:
+    if header.exif is None or suffix not in (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".webp"):
+        return False
+    return suffix not in JPEG_SUFFIXES or len(header.exif) <= _JPEG_SEGMENT
+
+
+def _are_srgb(png_colours: dict[bytes, bytes]) -> bool:
+    """Whether these chunks of a PNG, of which some overrule others, say no more than sRGB."""
+    if b"cICP" in png_colours:
+        return png_colours[b"cICP"] == _PNG_SRGB[b"cICP"]
+    return b"sRGB" in png_colours or all(_PNG_SRGB[name] == content for name, content in png_colours.items())
 
 
 def _png_header(file: OpenFile, path: Path) -> ImageHeader:
@@ -158,7 +201,9 @@ def _png_header(file: OpenFile, path: Path) -> ImageHeader:
         except zlib.error:
             losses.append("colour profile, which is damaged")
     alpha = colours in (4, 6) or b"tRNS" in chunks
-    return _upright(height, width, chunks.get(b"eXIf"), profile, losses, alpha=alpha, gray=colours in (0, 4))
+    header = _upright(height, width, chunks.get(b"eXIf"), profile, losses, alpha=alpha, gray=colours in (0, 4))
+    kept = tuple((name, chunks[name]) for name in (*_PNG_SRGB, b"sRGB") if name in chunks)
+    return replace(header, png_colours=kept)
 
 
 def _png_chunks(file: OpenFile, path: Path) -> dict[bytes, bytes]:
@@ -167,7 +212,7 @@ def _png_chunks(file: OpenFile, path: Path) -> dict[bytes, bytes]:
     file.seek(len(PNG_START))
     while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
         length, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name in (b"IHDR", b"acTL", b"eXIf", b"iCCP", b"tRNS"):
+        if name in (b"IHDR", b"acTL", b"eXIf", b"iCCP", b"tRNS", b"sRGB", *_PNG_SRGB):
             chunks[name] = file.read(length)
             length = 0
         file.seek(length + 4, io.SEEK_CUR)
@@ -177,13 +222,15 @@ def _png_chunks(file: OpenFile, path: Path) -> dict[bytes, bytes]:
 
 
 def _jpeg_header(file: OpenFile, path: Path) -> ImageHeader:
-    exif, profile_parts, size = None, {}, None
+    exif, profile_parts, size, losses = None, {}, None, []
     for marker, content in _jpeg_segments(file):
         if marker == 0xE1 and content.startswith(EXIF_START) and exif is None:
             exif = content
         elif marker == 0xE2 and content.startswith(_JPEG_ICC):
             # Behind the name, the number of the part and how many there are.
             profile_parts[content[12]] = content[14:]
+        elif marker == 0xE2 and content.startswith(_JPEG_MORE_PICTURES):
+            losses = ["further pictures in the file: a preview, another view, depth, or the light of bright parts"]
         elif marker in _SIZE_SEGMENTS and len(content) >= 6:
             size = struct.unpack(">xHHB", content[:6])
     if size is None:
@@ -192,7 +239,7 @@ def _jpeg_header(file: OpenFile, path: Path) -> ImageHeader:
     if channels == 4:
         raise UserError(f"'{path}' {_CMYK}")
     profile = b"".join(profile_parts[part] for part in sorted(profile_parts)) or None
-    return _upright(height, width, exif, profile, [], gray=channels == 1)
+    return _upright(height, width, exif, profile, losses, gray=channels == 1)
 
 
 def _jpeg_segments(file: OpenFile) -> Iterator[tuple[int, bytes]]:
@@ -217,8 +264,10 @@ def _tiff_header(file: OpenFile, path: Path) -> ImageHeader:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(file) as tiff:
+            # The pages of a damaged file may follow each other in a circle.
+            pages = [page.aspage() for page in islice(tiff.pages, _MOST_PAGES)]
             # Without previews (bit 0) and masks (bit 2).
-            pages = [page for page in map(_as_page, tiff.pages) if not page.subfiletype & 0b101]
+            pages = [page for page in pages if not page.subfiletype & 0b101]
             tags = {tag.code: tag.value for tag in pages[0].tags}
             facts = (pages[0].imagelength, pages[0].imagewidth, int(pages[0].photometric), pages[0].dtype)
             alpha_kinds, separate = list(map(int, pages[0].extrasamples)), int(pages[0].planarconfig) == 2
@@ -242,15 +291,13 @@ def _tiff_header(file: OpenFile, path: Path) -> ImageHeader:
     return _upright(height, width, exif, profile, [], alpha=samples == 4, gray=gray)
 
 
-def _as_page(page: Any) -> Any:
-    return page.aspage()
-
-
 def _tiff_exif(fields: dict[int, Any]) -> bytes:
     import PIL.Image
 
     exif = PIL.Image.Exif()
-    exif.update({tag: value for tag, value in fields.items() if isinstance(value, str | int)})
+    exif.update({tag: fields[tag] for tag in _PHOTOGRAPHER_TAGS if isinstance(fields.get(tag), str)})
+    if fields.get(_ORIENTATION) in range(1, 9):
+        exif[_ORIENTATION] = fields[_ORIENTATION]
     return exif.tobytes()
 
 
@@ -291,33 +338,48 @@ def _upright(
     """The header of an image with these stored sides and this EXIF block."""
     orientation, kept = 1, None
     if exif:
+        import PIL.Image
+
+        fields = PIL.Image.Exif()
         try:
-            orientation, kept = _read_exif(exif)
-        except (SyntaxError, struct.error):
+            fields.load(exif)
+            if fields.get(_ORIENTATION) in range(1, 9):
+                orientation = int(fields[_ORIENTATION])
+            kept = _kept(fields)
+        except Exception:  # Whatever Pillow stumbles over in a damaged block.
             losses = [*losses, "EXIF fields, which are damaged"]
     if orientation >= 5:
         height, width = width, height
-    return ImageHeader(height, width, orientation, alpha, gray, profile, kept, tuple(losses))
+    return ImageHeader(
+        height,
+        width,
+        orientation,
+        alpha=alpha,
+        gray=gray,
+        icc_profile=profile,
+        exif=kept,
+        losses=tuple(losses),
+    )
 
 
-def _read_exif(data: bytes) -> tuple[int, bytes]:
-    """The orientation, and what copies keep of the fields, as a block that says upright."""
+def _kept(exif: Any) -> bytes:
+    """What copies keep of the fields, as a block that says upright."""
     import PIL.Image
 
-    exif, kept = PIL.Image.Exif(), PIL.Image.Exif()
-    exif.load(data)
-    orientation = exif.get(_ORIENTATION, 1)
+    kept = PIL.Image.Exif()
     kept.update({tag: exif[tag] for tag in _PHOTOGRAPHER_TAGS if tag in exif})
     camera = exif.get_ifd(_CAMERA_DIRECTORY)
     kept[_CAMERA_DIRECTORY] = {tag: camera[tag] for tag in _CAMERA_TAGS if tag in camera}
     kept[_ORIENTATION] = 1
-    return (orientation if orientation in range(1, 9) else 1), kept.tobytes()
+    return kept.tobytes()
 
 
-def _with_png_chunks(png: bytes, profile: bytes | None, exif: bytes | None) -> bytes:
-    # Behind the first chunk, which is 25 bytes long: the profile must stand before the pixels.
+def _with_png_chunks(
+    png: bytes, colours: tuple[tuple[bytes, bytes], ...], profile: bytes | None, exif: bytes | None
+) -> bytes:
+    # Behind the first chunk, which is 25 bytes long: what says something of colours must stand before the pixels.
     end = len(PNG_START) + 25
-    chunks = []
+    chunks = [_png_chunk(name, content) for name, content in colours]
     if profile:
         chunks.append(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     if exif:
@@ -333,11 +395,11 @@ def _with_jpeg_segments(jpeg: bytes, profile: bytes | None, exif: bytes | None) 
     # Behind the first segment, JFIF's, which must come first.
     end = 4 + int.from_bytes(jpeg[4:6], "big")
     segments = []
-    if exif and len(exif) <= _JPEG_SEGMENT:
+    if exif:
         segments.append((b"\xff\xe1", exif))
     if profile:
-        size = _JPEG_SEGMENT - len(_JPEG_ICC) - 2
-        parts = [profile[start : start + size] for start in range(0, len(profile), size)]
+        starts = range(0, len(profile), _JPEG_PROFILE_PART)
+        parts = [profile[start : start + _JPEG_PROFILE_PART] for start in starts]
         segments += [
             (b"\xff\xe2", _JPEG_ICC + bytes([number, len(parts)]) + part) for number, part in enumerate(parts, 1)
         ]
@@ -376,7 +438,9 @@ def _encode_webp(image: np.ndarray, profile: bytes | None, exif: bytes | None) -
     pixels = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
     content = io.BytesIO()
     # Exact: the colours of transparent pixels too.
-    PIL.Image.fromarray(pixels).save(
-        content, "WEBP", lossless=True, exact=True, icc_profile=profile or b"", exif=exif or b""
-    )
+    options = {"lossless": True, "exact": True, "icc_profile": profile or b"", "exif": exif or b""}
+    try:
+        PIL.Image.fromarray(pixels).save(content, "WEBP", **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{image.shape[1]}x{image.shape[0]} pixels cannot be encoded as WebP ({error})") from error
     return content.getvalue()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from gamax.data.images import list_images, pair_images, read_image, to_rgb, write_image
+from gamax.data.images import encode_image, list_images, pair_images, read_image, to_rgb, write_image
 from gamax.errors import UserError
 
 
@@ -54,6 +54,8 @@ def test_write_replaces_a_file_and_leaves_it_alone_on_failure(tmp_path, monkeypa
         ("a.ppm", (4, 4, 1), np.uint16, "PGM for gray ones"),
         ("a.jpg", (4, 4, 3), np.uint16, "16 bits a channel"),
         ("a.jpg", (4, 4, 4), np.uint8, "alpha channel"),
+        ("a.jpg", (1, 65501, 3), np.uint8, "65501x1 pixels.* sides go up to 65500"),
+        ("a.webp", (16384, 1, 3), np.uint8, "1x16384 pixels.* sides go up to 16383"),
         ("none/a.png", (4, 4, 3), np.uint8, "cannot write to folder"),
     ],
 )
@@ -62,6 +64,38 @@ def test_write_refuses_what_it_cannot_keep(tmp_path, name, shape, dtype, words):
         write_image(tmp_path / name, np.zeros(shape, dtype))
     assert str((tmp_path / name).parent) in str(caught.value)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "largest"), [(".jpg", 65500), (".webp", 16383)])
+def test_an_encoder_that_refuses_is_one_sentence(capfd, suffix, largest):
+    assert encode_image(np.zeros((1, largest, 3), np.uint8), suffix)
+    with pytest.raises(UserError, match=f"{largest + 1}x1 pixels cannot be encoded"):
+        encode_image(np.zeros((1, largest + 1, 3), np.uint8), suffix)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_jfif_is_jpeg(tmp_path):
+    image = np.full((16, 24, 3), 77, np.uint8)
+    write_image(tmp_path / "image.JFIF", image)
+    assert (tmp_path / "image.JFIF").read_bytes().startswith(b"\xff\xd8\xff")
+    assert np.abs(read_image(tmp_path / "image.JFIF").astype(int) - image).max() <= 1
+    assert len(list_images(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_white_of_ppm_and_pgm_is_white(tmp_path, kind, white):
+    channels = 3 if kind in (b"P3", b"P6") else 1
+    values = np.linspace(0, white, 4 * channels).round().astype("u1" if white < 256 else ">u2")
+    pixels = values.tobytes() if kind in (b"P5", b"P6") else b"".join(b"%d\n" % value for value in values)
+    path = tmp_path / "image.ppm"
+    path.write_bytes(kind + b" # 7 8 9\n2 2\n%d\n" % white + pixels)
+    full = 255 if white < 256 else 65535
+    expected = np.rint(values.astype(float) / white * full).reshape(2, 2, channels)
+    image = read_image(path)
+    assert image.dtype == (np.uint8 if white < 256 else np.uint16)
+    # OpenCV truncates the 8-bit values of text.
+    assert np.abs(image - expected).max() <= (kind in (b"P2", b"P3") and white == 100)
 
 
 def test_exif_orientation_of_a_jpeg_is_applied(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ import pytest
 import tifffile
 
 from gamax.data.images import read_image
-from gamax.data.metadata import ImageHeader, encode_with_metadata, read_header, turn_upright
+from gamax.data.metadata import ImageHeader, describe_losses, encode_with_metadata, read_header, turn_upright
 from gamax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -113,6 +115,67 @@ def test_profile_and_camera_survive_in_every_format(tmp_path, profile, suffix, d
     assert (again.height, again.width, again.icc_profile) == (9, 13, profile)
 
 
+@pytest.mark.parametrize("extra", [0, 1])
+def test_what_is_too_large_for_jpeg_is_dropped_and_said(extra):
+    # 255 segments of the profile, each behind 14 bytes of its own, and one of EXIF.
+    profile = SRGB.ljust(255 * (65533 - 14) + extra, b"x")
+    exif = photographers_exif(1).tobytes().ljust(65533 + extra, b"\0")
+    header = ImageHeader(9, 13, icc_profile=profile, exif=exif)
+    jpeg = PIL.Image.open(io.BytesIO(encode_with_metadata(RGB, ".jpg", header)))
+    assert (jpeg.info.get("icc_profile") == profile) == (not extra)
+    assert (jpeg.info.get("exif") == exif) == (not extra)
+    losses = describe_losses(3, ".jpg", header)
+    assert [loss.partition(",")[0] for loss in losses] == ["colour profile", "camera's notes"] * extra
+    assert not describe_losses(3, ".png", header)
+
+
+def test_an_encoder_that_refuses_is_one_sentence():
+    with pytest.raises(UserError, match="1x16384 pixels cannot be encoded as WebP"):
+        encode_with_metadata(np.zeros((16384, 1, 3), np.uint8), ".webp", ImageHeader(16384, 1))
+
+
+def with_chunks(png: bytes, chunks: dict[bytes, bytes]) -> bytes:
+    """The PNG with more chunks behind the first."""
+    added = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks.items()
+    ]
+    return png[:33] + b"".join(added) + png[33:]
+
+
+GAMMA = {b"gAMA": struct.pack(">I", 100_000)}
+SRGB_GAMMA = {b"gAMA": struct.pack(">I", 45455)}
+PRIMARIES = {b"cHRM": struct.pack(">8I", 31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600)}
+PQ = {b"cICP": bytes([9, 16, 0, 1])}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lost"),
+    [
+        ({b"sRGB": b"\0"}, False),
+        (SRGB_GAMMA, False),
+        (GAMMA, True),
+        (PRIMARIES, True),
+        # The chunk sRGB overrules these, and cICP all others.
+        ({b"sRGB": b"\0", **GAMMA, **PRIMARIES}, False),
+        ({b"sRGB": b"\0", **PQ}, True),
+        ({b"cICP": bytes([1, 13, 0, 1]), **GAMMA}, False),
+    ],
+)
+def test_what_a_png_says_of_its_colours_stays_in_png_or_is_reported(tmp_path, chunks, lost):
+    path = tmp_path / "a.png"
+    path.write_bytes(with_chunks(saved(PIL.Image.fromarray(RGB), "PNG"), chunks))
+    header = read_header(path)
+    assert not describe_losses(3, ".png", header)
+    path.write_bytes(encode_with_metadata(RGB, ".png", header))
+    assert dict(read_header(path).png_colours) == chunks
+    np.testing.assert_array_equal(np.array(PIL.Image.open(path)), RGB)
+    losses = describe_losses(3, ".tif", header)
+    assert [loss.partition(",")[0] for loss in losses] == ["colour space"] * lost
+    with_profile = ImageHeader(9, 13, icc_profile=SRGB, png_colours=header.png_colours)
+    assert not describe_losses(3, ".tif", with_profile)
+
+
 def test_jpeg_pixels_are_those_without_metadata():
     plain = cv2.imencode(".jpg", RGB[..., ::-1])[1]
     marked = encode_with_metadata(RGB, ".JPG", ImageHeader(9, 13, icc_profile=SRGB))
@@ -153,6 +216,20 @@ def with_alpha(image: np.ndarray, alpha: np.ndarray) -> PIL.Image.Image:
     return picture
 
 
+def tiff_of_few_bits(bits: int) -> bytes:
+    """A gray TIFF of 9x13 pixels, those of `GRAY` in so many bits, packed."""
+    rows = []
+    for row in GRAY >> (8 - bits):
+        packed = "".join(f"{value:0{bits}b}" for value in row)
+        rows.append(int(packed.ljust(-(-len(packed) // 8) * 8, "0"), 2).to_bytes(-(-len(packed) // 8), "big"))
+    pixels = b"".join(rows)
+    tags = {256: 13, 257: 9, 258: bits, 259: 1, 262: 1, 273: 200, 277: 1, 278: 9, 279: len(pixels)}
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4)
+    return start.ljust(200, b"\0") + pixels
+
+
+TURNED = [(274, 3, 1, 5, True)]
 PALETTE = PIL.Image.fromarray(RGB).quantize(17)
 KINDS = {
     "palette.png": (saved(PALETTE, "PNG"), "RGB"),
@@ -172,6 +249,10 @@ KINDS = {
     "rgba lzw.tif": (saved(with_alpha(RGB, ALPHA), "TIFF", compression="tiff_lzw"), "RGBA"),
     "rgba.webp": (saved(with_alpha(RGB, ALPHA), "WEBP", lossless=True, exact=True), "RGBA"),
     "planes.tif": (tiff(RGB.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"), "RGB"),
+    "2 bits.tif": (tiff_of_few_bits(2), "L"),
+    "4 bits.tif": (tiff_of_few_bits(4), "L"),
+    "tiles.tif": (tiff(RGB, photometric="rgb", tile=(16, 16)), "RGB"),
+    "turned tiles.tif": (tiff(RGB.transpose(1, 0, 2), photometric="rgb", tile=(16, 16), extratags=TURNED), "RGB"),
     "white is zero.tif": (tiff(GRAY, photometric="miniswhite"), "L"),
     "a png.jpg": (saved(PIL.Image.fromarray(RGB), "PNG"), "RGB"),
     "two pictures of a camera.jpg": (
@@ -253,6 +334,33 @@ def test_16_bit_tiffs_that_would_be_decoded_wrongly_are_refused_by_every_reader(
     (tmp_path / "planes.tif").write_bytes(REFUSED["planes.tif"][0])
     with pytest.raises(UserError, match="of a rare kind"):
         read_image(tmp_path / "planes.tif")
+
+
+def test_a_tiff_whose_pages_go_round_in_a_circle_comes_to_an_end(tmp_path):
+    image = bytearray(tiff_of_few_bits(4))
+    # Behind the directory, where the next one is: in the header, which reads as an empty one.
+    image[10 + 9 * 12] = 4
+    (tmp_path / "a.tif").write_bytes(image)
+    with pytest.raises(UserError, match="pages; extract them first"):
+        read_header(tmp_path / "a.tif")
+
+
+def test_further_pictures_in_a_jpeg_are_a_loss(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(KINDS["two pictures of a camera.jpg"][0])
+    assert [loss.partition(":")[0] for loss in read_header(tmp_path / "a.jpg").losses] == [
+        "further pictures in the file"
+    ]
+
+
+def test_notes_of_the_wrong_type_do_not_stop_an_image(tmp_path):
+    path = tmp_path / "a.jpg"
+    jpeg = saved(FRAMES[0], "JPEG", exif=photographers_exif(6))
+    # The maker (0x010F) as a fraction (5) instead of text (2).
+    path.write_bytes(jpeg.replace(b"\x01\x0f\0\x02", b"\x01\x0f\0\x05"))
+    header = read_header(path)
+    assert (header.height, header.width, header.orientation) == (*read_image(path).shape[:2], 6)
+    assert header.exif is None
+    assert header.losses == ("EXIF fields, which are damaged",)
 
 
 def test_damaged_notes_do_not_stop_an_image(tmp_path):
