@@ -93,10 +93,10 @@ def _default_output(results: Sequence[Path]) -> Path:
     common = os.path.commonpath([path.parent for path in paths])
     labels = ["-".join(path.with_suffix("").relative_to(common).parts) for path in paths]
     name = f"{labels[0]}-against-{labels[1]}" + (f"-and-{len(paths) - 2}-more" if len(paths) > 2 else "")
-    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    short = os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore")
     # Only two stems of one folder say by themselves which files are meant.
     if len(paths) > 2 or short != name or paths[0].parent != paths[1].parent:
-        short += "-" + hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
+        short += "-" + hashlib.sha256(b"\n".join(map(os.fsencode, paths))).hexdigest()[:8]
     return results[0].parent / "comparisons" / f"{short}.json"
 
 

@@ -32,7 +32,7 @@ class Export:
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """Where a StableHLO file is to run."""
     local_window: int | None = None
-    """Test-time local conversion: means over so many pixels around each instead of the whole image."""
+    """Means over so many pixels around each instead of the whole image; 0 for the whole, the default as trained."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Precision of the computation; the default is that of training."""
 
@@ -73,7 +73,10 @@ class Export:
         if self.format == "onnx":
             check_onnx(model)
         signature = find_signature(model, params, size, self.batch)
-        metadata = _metadata(weights) | {"input": signature.description(), "local_window": self.local_window}
+        metadata = _metadata(weights) | {
+            "input": signature.description(),
+            "local_window": getattr(model, "local_window", None),
+        }
         name = metadata["model"]
 
         say(f"exporting {name}: {signature.description()}")
@@ -103,8 +106,8 @@ class Export:
         say(f"wrote {output}, {len(content) / 1e6:.1f} MB")
 
     def _overrides(self) -> dict[str, Any]:
-        chosen = {"local_window": self.local_window, "dtype": self.dtype}
-        return {name: value for name, value in chosen.items() if value is not None}
+        overrides: dict[str, Any] = {} if self.dtype is None else {"dtype": self.dtype}
+        return overrides if self.local_window is None else {**overrides, "local_window": self.local_window or None}
 
 
 def _metadata(weights: Path) -> dict[str, Any]:

@@ -156,7 +156,9 @@ def describe_losses(channels: int, suffix: str, header: ImageHeader) -> list[str
     suffix, losses = suffix.lower(), list(header.losses)
     if header.icc_profile is not None and not _keeps_profile(channels, suffix, header):
         losses.append("colour profile, without which colours may look different")
-    if header.icc_profile is None and suffix != ".png" and not _are_srgb(dict(header.png_colours)):
+    # cICP counts more than a profile.
+    without_profile = header.icc_profile is None or b"cICP" in dict(header.png_colours)
+    if without_profile and suffix != ".png" and not _are_srgb(dict(header.png_colours)):
         losses.append("colour space, which only PNG names in that way and without which colours may look different")
     if header.exif is not None and suffix in JPEG_SUFFIXES and not _keeps_exif(suffix, header):
         losses.append("camera's notes, which are too large for JPEG")

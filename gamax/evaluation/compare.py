@@ -149,10 +149,12 @@ def compare_scores(first: Result, second: Result) -> dict[str, list[Paired]]:
 
         def paired(keys: Collection[tuple[str, str]], score: str = score) -> Paired:
             left, right = ([part[key] for key in keys] for part in rows)
-            grouped = all("scene" in row for row in (*left, *right))
+            grouped = any("scene" in row for row in left) and any("scene" in row for row in right)
             # Two sets may have scenes of one name.
             scenes = (
-                [f"{image_set}/{rows[0][image_set, name]['scene']}" for image_set, name in keys] if grouped else None
+                [f"{image_set}/{rows[0][image_set, name].get('scene', name)}" for image_set, name in keys]
+                if grouped
+                else None
             )
             return compare_paired(score, [row[score] for row in left], [row[score] for row in right], scenes)
 

@@ -315,7 +315,7 @@ def check_network(protocol: Protocol, model: nn.Module) -> None:
     if protocol.local_window not in ("as the network has it", window):
         raise UserError(
             f"protocol {protocol.name} is for the network with local_window={protocol.local_window}, not {window}: "
-            "eval.py makes it so; elsewhere choose another protocol"
+            "eval.py makes it so; in training set it in model.overrides, or choose another protocol"
         )
 
 

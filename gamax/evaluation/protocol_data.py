@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Exampl
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'")
-    found = _find_sets(protocol, folder.resolve())
+    # A link may have the name of the set, so it is not followed.
+    found = _find_sets(protocol, Path(os.path.abspath(folder)))
     _note_differences(protocol, folder, found)
     files = [(name, index, example) for name, examples in found.items() for index, example in enumerate(examples)]
 
@@ -54,7 +56,10 @@ def label_examples(protocol: Protocol, dataset: str, examples: Sequence[Example]
 
 def _labels(protocol: Protocol, set_name: str, name: str, index: int, count: int) -> dict[str, str]:
     """`set` of an example, where the protocol has several, and `scene`, where several images show one."""
-    part = next((part for part in protocol.datasets if part.name == set_name), None)
+    parts = protocol.datasets
+    # A complete set is known by its number of images, whatever its folder is called.
+    complete = len(parts) == 1 and count == parts[0].images
+    part = next((part for part in parts if complete or part.name == set_name), None)
     labels = {"set": set_name} if len(protocol.datasets) > 1 else {}
     if part and protocol.indoor_positions and count == part.images:
         labels["set"] = "indoor" if index in protocol.indoor_positions else "outdoor"

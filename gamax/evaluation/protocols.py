@@ -101,9 +101,9 @@ _BY_SETS = "mean over images of each set, then over sets"
 
 _CBSD68 = BenchmarkSet("CBSD68", "cbsd68", "test", 68)
 _URBAN100 = BenchmarkSet("Urban100", "urban100", "test", 100)
-_GROUP_AND_NUMBER = r"(.*)_\d+$"
+_GROUP_AND_NUMBER = r"(.*)[_-]\d+$"
 _GOPRO = BenchmarkSet("GoPro", "gopro", "test", 1111, _GROUP_AND_NUMBER)
-_HIDE = BenchmarkSet("HIDE", "hide", "test", 2025)
+_HIDE = BenchmarkSet("HIDE", "hide", "test", 2025, r"\d+from(.*)")
 _RAIN100L = BenchmarkSet("Rain100L", "rain100l", "test", 100)
 _SOTS = (
     BenchmarkSet("indoor", "reside_indoor", "test", 500, "([^_]*)_"),
@@ -215,7 +215,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 BenchmarkSet("Test100", "test100", "test", 98),
                 BenchmarkSet("Rain100H", "rain100h", "test", 100),
                 _RAIN100L,
-                BenchmarkSet("Test2800", "test2800", "test", 2800),
+                BenchmarkSet("Test2800", "test2800", "test", 2800, _GROUP_AND_NUMBER),
                 BenchmarkSet("Test1200", "test1200", "test", 1200),
             ),
             averaging=_BY_SETS,
@@ -329,7 +329,7 @@ def _gray(image: np.ndarray) -> np.ndarray:
     """Luma of an RGB image as libpng computes it for OpenCV, rounded down; gray images as they are."""
     if image.shape[2] == 1:
         return image
-    luma = image.astype(np.uint64) @ np.array([9797, 19234, 3737], np.uint64) >> 15
+    luma = image.astype(np.uint32) @ np.array([9797, 19234, 3737], np.uint32) >> 15
     is_gray = (image == image[:, :, :1]).all(2)
     return np.where(is_gray, image[:, :, 0], luma).astype(image.dtype)[:, :, np.newaxis]
 

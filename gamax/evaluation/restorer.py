@@ -220,11 +220,14 @@ class Restorer:
     def settings(self) -> dict[str, Any]:
         """Everything beyond the weights that the result depends on, for result files."""
         flags: Any = jax.config
+        sides = f"to a multiple of {self.model.size_multiple}"
+        if hasattr(self.model, "padded_size"):
+            sides = "as the network pads"
         padding = "reflected" if _padding_mode(self.model) == "reflect" else "with zeros"
         return {
             "dtype": np.dtype(self.model.dtype).name,
             "matmul_precision": flags.jax_default_matmul_precision or "backend default",
-            "padding": f"right and bottom to a multiple of {self.model.size_multiple}, {padding}",
+            "padding": f"right and bottom {sides}, {padding}",
             "tile": self.tile,
             "overlap": self._overlap if self.tile else None,
             "local_window": getattr(self.model, "local_window", None),
@@ -232,7 +235,7 @@ class Restorer:
             "rows": self.rows,
         }
 
-    def _apply(self, images: np.ndarray) -> jax.Array:
+    def _apply(self, images: np.ndarray) -> Any:
         options = {"self_ensemble": self.self_ensemble, "mesh": self._mesh}
         return apply_network(self.model, self._placed_params, images, **options)
 
@@ -277,7 +280,7 @@ class Restorer:
         grid = [(top, left) for top in rows for left in columns]
         zeros = _padding_mode(self.model) == "zeros"
 
-        def start_tile(top: int, left: int) -> jax.Array:
+        def start_tile(top: int, left: int) -> Any:
             # Padded as the network pads a whole image, so that the last tiles see what it would see.
             down, right = top + np.arange(len(rows[top])), left + np.arange(len(columns[left]))
             pixels = image[np.ix_(_reflect(down, height), _reflect(right, width))]
@@ -311,16 +314,20 @@ class Restorer:
             weight = rows[top][:, None, None] * columns[left][None, :, None]
             band[:, left : left + weight.shape[1]] += weight * restored
 
-        pending: tuple[int, int, jax.Array] | None = None
+        def fetch(restored: Any) -> np.ndarray:
+            with _device_memory((len(rows[0]), len(columns[0]))):
+                return np.asarray(restored[0])
+
+        pending: tuple[int, int, Any] | None = None
         for index, (top, left) in enumerate(grid):
             restored = start_tile(top, left)
             # While the device computes this tile the host blends the one before; more would only take memory.
             if pending is not None:
-                blend(*pending[:2], np.asarray(pending[2][0]))
+                blend(*pending[:2], fetch(pending[2]))
                 progress(index / len(grid))
             pending = top, left, restored
         if pending is not None:
-            blend(*pending[:2], np.asarray(pending[2][0]))
+            blend(*pending[:2], fetch(pending[2]))
         finish_rows(height)
         progress(1.0)
         return result

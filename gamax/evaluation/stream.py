@@ -42,7 +42,7 @@ def restore_stream(
         shapes: the height and width that each image is padded to, from `shape_buckets`.
         load: returns an image as `Restorer` takes it, and anything that `finish` needs; called in threads.
         finish: makes the result of what `load` has returned beside the image and the restored one; called in threads. A
-            `UserError` of one of the two is the result of that image and stops no other.
+            `UserError` of one of the two, or of the restorer, is the result of that image and stops no other.
         batch_size: images of one shape that the network is given together.
         progress: called with the index and the finished fraction after every tile of an image that is tiled.
     """
@@ -116,8 +116,13 @@ def _restore(
         def results() -> list[tuple[int, tuple[T, np.ndarray] | UserError]]:
             restored = wait if isinstance(wait, UserError) else _attempt(wait)
             if isinstance(restored, UserError):
-                return [(index, restored) for index in indices]
+                # Of one of them, or of all together: each is tried alone.
+                return [(index, again(*job)) for index, *job in zip(indices, images, rests, strict=True)]
             return list(zip(indices, zip(rests, restored, strict=True), strict=True))
+
+        def again(image: np.ndarray, rest: T) -> tuple[T, np.ndarray] | UserError:
+            alone = _attempt(lambda: restorer.start([image], shapes[indices[0]])()[0])
+            return alone if isinstance(alone, UserError) else (rest, alone)
 
         return results
 

@@ -173,7 +173,8 @@ def test_what_a_png_says_of_its_colours_stays_in_png_or_is_reported(tmp_path, ch
     losses = describe_losses(3, ".tif", header)
     assert [loss.partition(",")[0] for loss in losses] == ["colour space"] * lost
     with_profile = ImageHeader(9, 13, icc_profile=SRGB, png_colours=header.png_colours)
-    assert not describe_losses(3, ".tif", with_profile)
+    # A profile counts more than the other chunks, and cICP more than a profile.
+    assert bool(describe_losses(3, ".tif", with_profile)) == (PQ.items() <= chunks.items())
 
 
 def test_jpeg_pixels_are_those_without_metadata():

@@ -69,6 +69,35 @@ def test_images_of_one_scene_carry_its_name(tmp_path):
     assert [example["scene"] for example in examples] == ["1400", "1400"]
 
 
+def test_a_complete_set_is_known_in_any_folder(tmp_path):
+    for index in range(76):
+        images(tmp_path / "defocus", f"input/{index:02d}.png", f"target/{index:02d}.png")
+    examples = protocol_examples(find_protocol("dpdd-single8"), tmp_path / "defocus")
+    assert [example["set"] for example in examples].count("outdoor") == 39
+
+
+@pytest.mark.parametrize(
+    ("protocol", "set_name", "name", "scene"),
+    [
+        ("gopro", "GoPro", "GOPR0384_11_00-000001", "GOPR0384_11_00"),
+        ("hide", "HIDE", "2fromGOPR0950", "GOPR0950"),
+        ("rain-y-matlab", "Test2800", "901_14", "901"),
+        ("sidd-srgb", "SIDD", "0003_21", "0003"),
+        ("sots", "outdoor", "0001_0.8_0.2", "0001"),
+    ],
+)
+def test_scenes_are_read_from_names(protocol, set_name, name, scene):
+    part = next(part for part in find_protocol(protocol).datasets if part.name == set_name)
+    (example,) = label_examples(find_protocol(protocol), part.dataset, [{"name": name}])
+    assert example["scene"] == scene
+
+
+def test_a_link_may_have_the_name_of_a_set(tmp_path):
+    images(tmp_path / "store/abc", "input/1.png", "target/1.png")
+    (tmp_path / "Rain100L").symlink_to(tmp_path / "store/abc")
+    assert names(protocol_examples(find_protocol("rain-y-matlab"), tmp_path / "Rain100L")) == [("1", "Rain100L")]
+
+
 def test_prepared_examples_get_the_same_labels(tmp_path):
     prepared = [{"name": f"{index:02d}"} for index in range(76)]
     labelled = label_examples(find_protocol("dpdd-single8"), "dpdd", prepared)

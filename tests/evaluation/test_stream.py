@@ -139,18 +139,51 @@ def test_images_are_restored_while_others_are_finished():
     assert dict(results) == {0: True, 1: True, 2: True}
 
 
-@pytest.mark.parametrize("tile", [None, 12])
-def test_an_image_that_the_device_cannot_hold_stops_no_other(tile):
+class Fetched:
+    """What a device gives back when it has run out of memory in the meantime."""
+
+    def __array__(self, *arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    def __getitem__(self, index):
+        return self
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("tile", "batch_size"), [(None, 1), (None, 3), (12, 1)])
+def test_an_image_that_the_device_cannot_hold_stops_no_other(tile, batch_size, late):
     class Small(Restorer):
         def _apply(self, images):
-            if images.shape[1:3] in ((30, 20), (12, 12)):
+            # More than a batch of the smallest ones, or the tiles of the largest.
+            if images.size > 3 * 9 * 12 * 3 or images.shape[1:3] == (12, 12):
+                if late:
+                    return Fetched()
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             return super()._apply(images)
 
-    results = dict(restore_stream(Small(Shift(), {}, tile=tile, overlap=tile and 4), SIZES, load, finish))
-    failed = [index for index, result in results.items() if isinstance(result, UserError)]
-    assert sorted(failed) == ([2] if tile is None else [2, 4])
-    assert "do not fit the memory of the device: take (smaller) tiles or batches" in str(results[2])
+    restorer = Small(Shift(), {}, tile=tile, overlap=tile and 4)
+    results = dict(restore_stream(restorer, SIZES, load, finish, batch_size=batch_size))
+    failed = {index: str(result) for index, result in results.items() if isinstance(result, UserError)}
+    assert failed.keys() == {2, 4}
+    assert all(
+        "do not fit the memory of the device: take (smaller) tiles or batches" in text for text in failed.values()
+    )
+
+
+def test_an_image_that_fails_in_the_network_fails_alone():
+    images = {index: np.full((8, 8, 3), 100, np.uint8) for index in range(4)}
+    images[2] = np.zeros((8, 8, 3), np.uint8)
+
+    class Undefined(Restorer):
+        def _apply(self, images):
+            return np.where(images.max((1, 2, 3), keepdims=True) > 0, images, np.nan)
+
+    stream_of = restore_stream(
+        Undefined(Shift(), {}), [(8, 8)] * 4, lambda index: (images[index], None), lambda i, _, image: i, batch_size=3
+    )
+    results = dict(stream_of)
+    assert "output is not finite" in str(results.pop(2))
+    assert results == {0: 0, 1: 1, 3: 3}
 
 
 def test_images_are_read_while_others_are_computed():
