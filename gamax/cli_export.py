@@ -44,6 +44,7 @@ class Export:
         import numpy as np
         from jax import export
 
+        from gamax.evaluation.restorer import Restorer
         from gamax.interop.export import (
             TOLERANCE,
             check_onnx,
@@ -54,7 +55,7 @@ class Export:
             to_onnx,
             to_stablehlo,
         )
-        from gamax.interop.weights import find_weights, load_weights
+        from gamax.interop.weights import find_weights
 
         if self.batch is not None and self.batch < 1:
             raise UserError(f"--batch must be at least 1, not {self.batch}")
@@ -69,7 +70,8 @@ class Export:
         if output.exists() and output.samefile(weights):
             raise UserError(f"--output would replace the weights '{weights}'; choose another")
         check_writable(output.parent)
-        model, params = load_weights(weights, **self._overrides())
+        restorer = Restorer.from_weights(weights, local_window=self.local_window, dtype=self.dtype)
+        model, params = restorer.model, restorer.params
         if self.format == "onnx":
             check_onnx(model)
         signature = find_signature(model, params, size, self.batch)
@@ -104,10 +106,6 @@ class Export:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(output, content)
         say(f"wrote {output}, {len(content) / 1e6:.1f} MB")
-
-    def _overrides(self) -> dict[str, Any]:
-        overrides: dict[str, Any] = {} if self.dtype is None else {"dtype": self.dtype}
-        return overrides if self.local_window is None else {**overrides, "local_window": self.local_window or None}
 
 
 def _metadata(weights: Path) -> dict[str, Any]:

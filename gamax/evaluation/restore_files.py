@@ -14,7 +14,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from gamax.console import progress_bar, say
@@ -27,7 +26,7 @@ from gamax.evaluation.restored_log import describe_source, is_finished, log_line
 from gamax.evaluation.restorer import Restorer, compiled_programs
 from gamax.evaluation.stream import restore_stream
 from gamax.files import check_writable, lock, replace_atomically
-from gamax.interop.weights import find_weights, load_weights, sha256
+from gamax.interop.weights import find_weights, sha256
 
 LARGEST_WHOLE = 2**20
 """Pixels up to which `tile="auto"` restores an image whole."""
@@ -128,8 +127,7 @@ def restore_files(
     folder = None if output is None or targets == [output] else output
     pictures = _pictures(targets, folder) if compare else [None] * len(targets)
     _check_outputs(sources, targets, pictures, folder, overwrite)
-    model, params = _load_network(weights, task, local_window, dtype)
-    whole = Restorer(model, params, self_ensemble=self_ensemble, rows=rows)
+    whole = _load_restorer(weights, task, local_window, dtype=dtype, self_ensemble=self_ensemble, rows=rows)
     tiled = whole
     if tile == "auto" and rows == 1:
         tiled = replace(whole, tile=AUTO_TILE, overlap=overlap)
@@ -209,31 +207,26 @@ def _check_outputs(
         check_writable(parent)
 
 
-def _load_network(
-    weights: Path, task: str | None, local_window: int | None, dtype: str | None
-) -> tuple[nn.Module, Any]:
-    """The network as the arguments and the task want it; says what the task has chosen."""
+def _load_restorer(weights: Path, task: str | None, local_window: int | None, **options: Any) -> Restorer:
+    """The network, for whole images, as the arguments and the task want it; says what the task has chosen."""
     if task is not None and task not in TASK_LOCAL_WINDOWS:
         raise UserError(f"unknown task {nearest(task, TASK_LOCAL_WINDOWS)}")
-    overrides: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    if local_window is not None:
-        overrides["local_window"] = local_window or None
-    network = load_weights(weights, **overrides)
-    if network[0].input_channels not in (1, 3):
+    restorer = Restorer.from_weights(weights, local_window=local_window, **options)
+    if restorer.model.input_channels not in (1, 3):
         raise UserError(f"'{weights}' is for the two views of a dual-pixel camera; gamax restore has but one image")
     if task is None or local_window is not None:
-        return network
+        return restorer
     window = TASK_LOCAL_WINDOWS[task]
     if window is None:
         say(f"task {task}: nothing beyond the network itself, as is usual for it")
-        return network
+        return restorer
     try:
-        network = load_weights(weights, **overrides, local_window=window)
+        restorer = Restorer.from_weights(weights, local_window=window, **options)
     except UserError as error:
         say(f"task {task}: without the usual test-time local conversion, as this network has none ({error})")
-        return network
+        return restorer
     say(f"task {task}: test-time local conversion with means over {window} pixels (--local-window 0 turns it off)")
-    return network
+    return restorer
 
 
 def _try_header(source: Path) -> ImageHeader | UserError:

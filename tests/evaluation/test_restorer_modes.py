@@ -16,6 +16,7 @@ from gamax.blocks import Conv, pad_to_multiple, pixel_shuffle, pixel_unshuffle
 from gamax.blocks.convolution import conv
 from gamax.errors import UserError
 from gamax.evaluation.restorer import Restorer, apply_network, mean_over_symmetries, pad_image
+from gamax.interop.weights import save_weights
 from gamax.models import create_model
 from gamax.models.gama_ir import GAMAIR
 from gamax.models.nafnet import NAFNet
@@ -243,3 +244,12 @@ def test_settings_name_everything_that_the_result_depends_on(params):
         "rows": 2,
     }
     assert Restorer(LOCAL, params["local"]).settings()["padding"] == "right and bottom to a multiple of 2, reflected"
+
+
+def test_a_local_window_is_asked_for_or_turned_off(tmp_path, random_params):
+    network = create_model("unet", width=2)
+    save_weights(tmp_path / "unet.safetensors", random_params(network, (1, 64, 64, 3)), "unet", {"width": 2})
+    # It has none to turn off.
+    assert Restorer.from_weights(tmp_path / "unet.safetensors", local_window=0).settings()["local_window"] is None
+    with pytest.raises(UserError, match="UNet has no local_window"):
+        Restorer.from_weights(tmp_path / "unet.safetensors", local_window=384)
