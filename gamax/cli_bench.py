@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gamax.cli_bench_compare import BenchCompare, Precision, cases_of
+from gamax.cli_bench_studies import BenchCorrelation, BenchScaling
 from gamax.console import print_table, say
 from gamax.errors import UserError
 from gamax.files import check_writable
@@ -18,52 +20,54 @@ from gamax.files import check_writable
 
 @dataclasses.dataclass(frozen=True)
 class BenchInfer:
-    """Measures latency and memory of networks, each in a process of its own."""
+    """Measures latency and memory of networks in JAX, each in a process of its own."""
 
     models: tuple[str, ...] = ("gama_ir_tiny", "gama_ir_s")
     """Names of networks; `gamax models` lists them."""
     sizes: tuple[str, ...] = ("256x256",)
     """Image sizes, HEIGHTxWIDTH."""
-    batch: int = 1
+    batch: tuple[int, ...] = (1,)
     """Images in one call."""
-    precision: Literal["fp32-strict", "tf32", "bf16"] = "fp32-strict"
-    """See `gamax.benchmark.latency.Case`."""
+    precision: tuple[Precision, ...] = ("fp32-strict",)
+    """`fp32-strict`, `tf32` (where the device has it) or `bf16`; docs/benchmark.md says what they are."""
+    overrides: tuple[str, ...] = ()
+    """Fields of the networks that differ from the named ones, for example `width=24`."""
     repeats: int = 20
-    """Timed calls."""
+    """Timed calls; fewer where they take more than 10 seconds, but at least 3."""
     output: Path | None = None
     """Append the rows to this file as JSON lines."""
 
     def run(self) -> None:
         """Carries the verb out."""
-        from gamax.benchmark.latency import Case, measure
-        from gamax.models import variant
+        from gamax.benchmark.latency import measure
+        from gamax.benchmark.roofline import measure_roofline
 
-        if self.batch < 1 or self.repeats < 1 or not self.models or not self.sizes:
-            raise UserError("bench needs at least one model and size, and a batch and repeats of at least 1")
-        for model in self.models:
-            variant(model)
+        choices = (self.models, self.sizes, self.batch, self.precision)
+        cases = cases_of(*choices, "infer", ("jax",), self.overrides, self.repeats)
         _check_lines(self.output)
-        sizes = [parse_size(size) for size in self.sizes]
+        rooflines = {precision: measure_roofline(precision) for precision in self.precision}
         rows = []
-        for model in self.models:
-            for height, width in sizes:
-                row = measure(Case(model, height, width, self.batch, self.precision, self.repeats))
-                _write_line(self.output, row)
-                rows.append(
-                    {
-                        "model": model,
-                        "device": row["environment"]["devices"][0],
-                        "size": f"{self.batch}x{height}x{width}",
-                        "median ms": f"{row['latency_ms_median']:.1f}",
-                        "p10": f"{row['latency_ms_p10']:.1f}",
-                        "p90": f"{row['latency_ms_p90']:.1f}",
-                        "compile s": f"{row['compile_seconds']:.1f}",
-                        "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
-                        "params": f"{row['parameters']:,}",
-                        "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
-                    }
-                )
-        print_table(f"precision {self.precision}", list(rows[0]), rows)
+        for (case,) in cases:
+            rows += measure([case], rounds=1, roofline=rooflines[case.precision])
+            _write_line(self.output, rows[-1])
+        table = [
+            {
+                "model": row["model"],
+                "size": f"{row['batch']}x{row['height']}x{row['width']}",
+                "precision": row["precision"],
+                "median ms": f"{row['latency_ms_median']:.1f}",
+                "p10": f"{row['latency_ms_p10']:.1f}",
+                "p90": f"{row['latency_ms_p90']:.1f}",
+                "compile s": f"{row['compile_cold_seconds']:.1f}",
+                "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                "of roofline": f"{row['roofline_fraction']:.0%}",
+                "params": f"{row['parameters']:,}",
+                "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
+            }
+            for row in rows
+        ]
+        title = f"{rows[0]['device']}, jax {rows[0]['versions']['jax']}; memory: {rows[0]['peak_memory_method']}"
+        print_table(title, list(table[0]), table)
 
 
 def _check_lines(output: Path | None) -> None:
@@ -258,8 +262,11 @@ class Bench:
 
     verb: (
         Annotated[BenchInfer, tyro.conf.subcommand("infer", prefix_name=False)]
+        | Annotated[BenchCompare, tyro.conf.subcommand("compare", prefix_name=False)]
         | Annotated[BenchData, tyro.conf.subcommand("data", prefix_name=False)]
         | Annotated[BenchTrain, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[BenchCorrelation, tyro.conf.subcommand("correlation", prefix_name=False)]
+        | Annotated[BenchScaling, tyro.conf.subcommand("scaling", prefix_name=False)]
     )
 
     def run(self) -> None:

@@ -15,6 +15,14 @@ import jax
 
 PACKAGES = ("gamax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
+FLAGS = (
+    *("XLA_FLAGS", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"),
+    *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "LD_PRELOAD"),
+    *("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND"),
+    *("NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"),
+)
+"""Variables of the environment that change how fast a network runs, or on what."""
+
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
@@ -29,8 +37,13 @@ def environment() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "cpu_count": os.cpu_count(),
         "gamax_commit": _commit(),
-        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ},
+        "flags": flags(),
     }
+
+
+def flags() -> dict[str, str]:
+    """Those of `FLAGS` that are set."""
+    return {name: os.environ[name] for name in FLAGS if name in os.environ}
 
 
 def _commit() -> str | None:

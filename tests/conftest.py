@@ -43,6 +43,8 @@ CHECKED = (
     "interop",
     "cli",
     "cli_bench",
+    "cli_bench_compare",
+    "cli_bench_studies",
     "cli_compare",
     "cli_data",
     "cli_export",

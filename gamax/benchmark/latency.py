@@ -1,117 +1,323 @@
-"""Latency and memory of one network at one size, measured in a process of its own.
+"""Latency and memory of networks, each row in a process of its own, the timed calls of several rows in turn.
 
-`python -m gamax.benchmark.latency '{"model": "gama_ir_s", ...}'` prints one JSON line; `measure` starts it.
+`python -m gamax.benchmark.latency '{"model": "gama_ir_s", ...}'` is such a process; `measure` starts them, asks one
+after the other for a few calls, and starts over: whatever disturbs the machine then disturbs all rows alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-import resource
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gamax.benchmark.case import Case, check_case, images_and_targets, network
+from gamax.benchmark.memory import reset_peak
 from gamax.errors import UserError
 
+WORKER = (sys.executable, "-m", "gamax.benchmark.latency")
+"""The program that measures a row; its argument is a case as JSON."""
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the benchmark."""
+SECONDS_PER_ROW = 10.0
+"""Of timed calls: a slow row makes fewer than `repeats`."""
+FEWEST_CALLS = 3
+"""Of timed calls, however slow they are, unless a case asks for fewer."""
 
-    model: str
-    height: int
-    width: int
-    batch: int = 1
-    precision: Literal["fp32-strict", "tf32", "bf16"] = "fp32-strict"
-    """`fp32-strict` computes products in full float32; `tf32` lets the device round their inputs to TensorFloat-32
-    where it can; `bf16` computes in bfloat16 with float32 parameters."""
-    repeats: int = 20
-
-
-def measure(case: Case) -> dict[str, Any]:
-    """Runs one case in a fresh process, so that no allocator and no cache is shared, and returns its row."""
-    command = [sys.executable, "-m", "gamax.benchmark.latency", json.dumps(dataclasses.asdict(case))]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        reason = finished.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"the benchmark of {case.model} at {case.height}x{case.width} failed: {reason[0]}")
-    return json.loads(finished.stdout.splitlines()[-1])
+SMALLEST_GRADIENT = 1e-3
+"""Gradients of arrays are compared relative to their norm, but at least to this part of the largest norm: some are zero
+but for rounding."""
+PROBED = 32
+"""Arrays, and numbers of the output, that a row keeps of its outputs."""
 
 
-def run_case(case: Case) -> dict[str, Any]:
-    """Measures in this process: compile time, first call, latency over `repeats`, memory, counts."""
-    import jax
-    import jax.numpy as jnp
+def measure(
+    cases: Sequence[Case],
+    rounds: int = 5,
+    *,
+    roofline: Mapping[str, Any] | None = None,
+    keep_failures: bool = False,
+    progress: Callable[[float, str], object] = lambda done, note: None,
+) -> list[dict[str, Any]]:
+    """Measures cases in turn and returns their rows, which are ready for JSON.
 
-    from gamax.benchmark.cost import model_multiply_adds
-    from gamax.environment import environment, versions
-    from gamax.evaluation.restorer import apply_network
-    from gamax.models import abstract_params, count_parameters, create_model
+    Each case is prepared in a process of its own, one after the other. The outputs of those that differ in nothing but
+    the backend are compared with those of the first of them. Then, `rounds` times, each in its turn makes one call that
+    is not timed, as another row has had the caches since, and its part of the timed ones, while all others sleep.
 
-    matmul = {"fp32-strict": "highest", "tf32": "tensorfloat32", "bf16": "default"}[case.precision]
-    jax.config.update("jax_default_matmul_precision", matmul)
-    model = create_model(case.model, dtype=jnp.bfloat16 if case.precision == "bf16" else jnp.float32)
-    abstract = abstract_params(model)
-    # Trained values are not needed; zeros or denormal numbers would change the time on some devices.
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), abstract)
-    shape = (case.batch, case.height, case.width, model.input_channels)
-    inputs = [jax.device_put(rng.random(shape, np.float32)) for _ in range(2)]
+    Args:
+        cases: what to measure.
+        rounds: how often the cases take turns.
+        roofline: of `gamax.benchmark.roofline.measure_roofline`, for the precision of the cases; rows then say which
+            part of it they reach.
+        keep_failures: a case that cannot be measured gives a row with `failure`, a sentence, and no figures.
+        progress: called with the number of cases done so far, a fraction, and what is being done.
 
-    started = time.perf_counter()
-    # The very program that restores images.
-    lowered = apply_network.lower(model, params, inputs[0])
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    finished = time.perf_counter()
+    Raises:
+        UserError: for a case that cannot be measured, unless `keep_failures`; the others are then closed.
 
-    def call(index: int) -> float:
-        before = time.perf_counter()
-        jax.block_until_ready(compiled(params, inputs[index % 2]))
-        return 1e3 * (time.perf_counter() - before)
+    """
+    for case in cases:
+        check_case(case)
+    together = {"started": datetime.now(UTC).isoformat(), "rounds": rounds}
+    rows: list[dict[str, Any]] = [{**dataclasses.asdict(case), **together} for case in cases]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        workers: list[Callable[[str], dict[str, Any]]] = []
 
-    first = call(0)
-    for index in range(2):
-        call(index)
-    latencies = [call(index) for index in range(case.repeats)]
-    p10, median, p90 = np.percentile(latencies, [10, 50, 90])
+        def attempt(index: int, step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+            if "failure" in rows[index]:
+                return {}
+            try:
+                return step(*arguments)
+            except UserError as error:
+                if not keep_failures:
+                    raise
+                rows[index]["failure"] = str(error)
+                return {}
+
+        calls, references = [], {}
+        for index, case in enumerate(cases):
+            progress(index / 2, f"{case.model}, {case.backend}: compiling")
+            # Only now, as its start would disturb the compilation of the one before.
+            workers.append(running.enter_context(_worker(case, Path(folder, str(index)))))
+            ready = attempt(index, workers[index], "prepare")
+            calls.append(_timed_calls(case, ready.pop("warm_call_ms", 0)))
+            rows[index] |= ready
+            if ready:
+                alike = json.dumps(dataclasses.asdict(dataclasses.replace(case, backend="")))
+                reference = references.setdefault(alike, (case.backend, Path(folder, f"{index}.npz")))
+                outputs = Path(folder, f"{index}.npz")
+                rows[index] |= attempt(index, _parity, outputs, ready["output_scale"], *reference)
+        latencies: list[list[float]] = [[] for _ in cases]
+        for turn in range(rounds):
+            for index, case in enumerate(cases):
+                done = len(cases) / 2 + (turn + index / len(cases)) * len(cases) / (2 * rounds)
+                progress(done, f"{case.model}, {case.backend}: round {turn + 1} of {rounds}")
+                count = calls[index] * (turn + 1) // rounds - calls[index] * turn // rounds
+                if count:
+                    latencies[index] += attempt(index, workers[index], f"measure {count}").get("latency_ms", [])
+        for index in range(len(cases)):
+            rows[index] |= attempt(index, workers[index], "finish")
+    return [
+        row if "failure" in row else {**row, **_figures(row, measured, roofline)}
+        for row, measured in zip(rows, latencies, strict=True)
+    ]
+
+
+@contextmanager
+def _worker(case: Case, files: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """A process for a case, and a function that hands it a request and waits for the answer.
+
+    It and whatever it started end with the context. `files` without a suffix is where it may write.
+    """
+    messages = files.with_suffix(".stderr")
+    command = [*WORKER, json.dumps(dataclasses.asdict(case)), str(files.with_suffix(".npz"))]
+    pipe = subprocess.PIPE
+    with (
+        messages.open("w") as errors,
+        # A session of its own, so that its children can be ended with it.
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, start_new_session=True) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+
+        def ask(request: str) -> dict[str, Any]:
+            with suppress(BrokenPipeError):
+                requests.write(request + "\n")
+                requests.flush()
+            answer = answers.readline()
+            if not answer:
+                raise UserError(f"the benchmark of {_described(case)} failed: {_reason(process.wait(), messages)}")
+            return json.loads(answer)
+
+        try:
+            yield ask
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(BrokenPipeError):
+                requests.close()
+
+
+def _described(case: Case) -> str:
+    size = f"{case.height}x{case.width}" if case.batch == 1 else f"{case.batch}x{case.height}x{case.width}"
+    return f"{case.model} at {size} ({case.task}, {case.precision}, {case.backend})"
+
+
+def _reason(code: int, messages: Path) -> str:
+    """Why a process ended, from what it printed: its last exception, or its last line."""
+    lines = messages.read_text(errors="replace").strip().splitlines()
+    exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unsupported|Failed)\w*: ", line)]
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}, which a system that runs out of memory does"
+    return (exceptions or lines or [f"it ended with code {code}"])[-1].removeprefix("gamax.errors.UserError: ")
+
+
+def _timed_calls(case: Case, warm_call_ms: float) -> int:
+    affordable = int(1e3 * SECONDS_PER_ROW / max(warm_call_ms, 1e-6))
+    return min(case.repeats, max(FEWEST_CALLS, affordable))
+
+
+def _parity(outputs: Path, output_scale: float, reference: str, reference_outputs: Path) -> dict[str, Any]:
+    if outputs == reference_outputs:
+        return {"difference": 0.0, "reference": reference}
+    with np.load(outputs) as ours, np.load(reference_outputs) as theirs:
+        difference = largest_difference(ours, theirs, output_scale)
+    # Gradients of a large network in several backends would fill a small disk.
+    outputs.unlink()
+    # JSON has no number that is not finite.
+    return {"difference": difference if np.isfinite(difference) else None, "reference": reference}
+
+
+def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], output_scale: float) -> float:
+    """How far the outputs of two backends are apart, the worst of three: not finite where one of them is not.
+
+    The output: the largest difference, relative to `output_scale`, the largest change that the network makes to its
+    input. The loss: relative. Gradients: the norm of the difference of each array, relative to its norm.
+
+    Raises:
+        UserError: if the arrays have other names or shapes.
+
+    """
+    shapes = [{name: side[name].shape for name in side} for side in (ours, theirs)]
+    for name in {**shapes[0], **shapes[1]}:
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise UserError(
+                f"two backends cannot be compared: '{name}' is {shapes[0].get(name)} in one and "
+                f"{shapes[1].get(name)} in the other"
+            )
+    differences = [np.abs(ours["output"] - theirs["output"]).max() / output_scale]
+    if "loss" in theirs:
+        differences.append(np.abs(ours["loss"] - theirs["loss"]) / np.abs(theirs["loss"]))
+    gradients = [name for name in theirs if name.startswith("gradient/")]
+    if gradients:
+        norms = np.array([np.linalg.norm(theirs[name]) for name in gradients])
+        apart = np.array([np.linalg.norm(ours[name] - theirs[name]) for name in gradients])
+        differences.append((apart / np.maximum(norms, SMALLEST_GRADIENT * norms.max())).max())
+    return float(np.max(differences))
+
+
+def probe(outputs: Mapping[str, np.ndarray], output_scale: float) -> list[float]:
+    """A few numbers of the outputs in the units of `largest_difference`, for rows that are measured apart.
+
+    `PROBED` of the output, and one of each of as many gradients.
+    """
+    gradients = [name for name in outputs if name.startswith("gradient/")]
+    chosen = [outputs[name].ravel() for name in sorted(gradients)[:: -(-len(gradients) // PROBED) or 1]]
+    flat = outputs["output"].ravel()
+    values = flat[:: -(-flat.size // PROBED)] / output_scale
+    return [*map(float, values), *(float(array[array.size // 2] / (np.linalg.norm(array) or 1)) for array in chosen)]
+
+
+def _figures(row: Mapping[str, Any], latencies: Sequence[float], roofline: Mapping[str, Any] | None) -> dict[str, Any]:
+    from gamax.benchmark.cost import Cost
+    from gamax.benchmark.roofline import floor_ms
+    from gamax.environment import flags
+
+    p10, median, p90 = (float(value) for value in np.percentile(latencies, [10, 50, 90]))
+    products = Cost(multiply_adds=row["multiply_adds"], product_bytes=row["product_bytes"])
     return {
-        **dataclasses.asdict(case),
-        "backend": "jax",
-        "trace_seconds": traced - started,
-        "compile_seconds": finished - traced,
-        "first_call_ms": first,
         "latency_ms_median": median,
         "latency_ms_p10": p10,
         "latency_ms_p90": p90,
-        "images_per_second": 1e3 * case.batch / median,
-        **_memory(compiled, jax.devices()[0]),
-        "parameters": count_parameters(abstract),
-        "multiply_adds": model_multiply_adds(model, abstract, case.height, case.width, case.batch),
-        "versions": versions(),
+        "latency_ms": list(latencies),
+        "images_per_second": 1e3 * row["batch"] / median,
+        **(floor_ms(products, roofline, median) if roofline else {}),
+        "environment": {**row["environment"], "command": sys.argv, "flags": flags()},
+    }
+
+
+def serve() -> None:
+    """A worker: prepares the case of the first argument, writes its outputs to the second, and obeys standard input.
+
+    `prepare`, `measure N` (calls) and `finish` are answered by a line of JSON each. The end of the input ends it.
+    """
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    case, outputs = Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    handle = _handler(case, outputs)
+    for line in sys.stdin:
+        print(json.dumps(handle(*line.split())), file=answers)
+
+
+def _handler(case: Case, outputs: Path) -> Callable[..., dict[str, Any]]:
+    import jax
+
+    if case.backend != "jax":
+        # It makes parameters and counts products; the accelerator's memory is for PyTorch.
+        jax.config.update("jax_platforms", "cpu")
+    backend = importlib.import_module(f"gamax.benchmark.{'jax' if case.backend == 'jax' else 'torch'}_backend")
+    prepared: Any = None
+    number = 0
+
+    def timed_call() -> float:
+        nonlocal number
+        started = time.perf_counter()
+        prepared.call(number)
+        number += 1
+        return 1e3 * (time.perf_counter() - started)
+
+    def handle(request: str, count: str = "0") -> dict[str, Any]:
+        nonlocal prepared
+        if request == "prepare":
+            prepared = backend.prepare(case)
+            np.savez(outputs, **prepared.outputs)
+            images, _ = images_and_targets(case)
+            output = prepared.outputs["output"]
+            # Two views become one image, which is no change of either.
+            scale = float(np.abs(output - images if output.shape == images.shape else output).max())
+            if not np.isfinite(scale):
+                raise UserError("its output is not finite")
+            found = {"output_scale": scale, "probe": probe(prepared.outputs, scale), "warm_call_ms": timed_call()}
+            # Outputs, such as all gradients, are no part of the memory that the calls take.
+            prepared = dataclasses.replace(prepared, outputs={})
+            reset_peak()
+            return {**prepared.facts, **found}
+        if request == "measure":
+            timed_call()
+            return {"latency_ms": [timed_call() for _ in range(int(count))]}
+        return _finished(case, prepared.peak_memory())
+
+    return handle
+
+
+def _finished(case: Case, peak_memory: dict[str, Any]) -> dict[str, Any]:
+    """What is known once the calls are timed; counting comes last, as it takes memory."""
+    from gamax.benchmark.cost import model_cost
+    from gamax.environment import environment
+    from gamax.models import abstract_params, count_parameters
+    from gamax.training.watching import peak_process_bytes
+
+    peak = {**peak_memory, "peak_process_bytes": peak_process_bytes()}
+    model = network(case)
+    params = abstract_params(model)
+    cost = model_cost(model, params, case.height, case.width, case.batch)
+    # The gradient takes about twice a forward pass; what `remat` computes again is not counted.
+    products = cost * (1 if case.task == "infer" else 3)
+    return {
+        **peak,
+        "parameters": count_parameters(params),
+        "multiply_adds": products.multiply_adds,
+        "product_bytes": products.product_bytes,
+        "activations": cost.activations,
+        "depth": cost.depth,
         "environment": environment(),
     }
 
 
-def _memory(compiled: Any, device: Any) -> dict[str, Any]:
-    """Peak memory where the device counts it; else the sizes in the compiled program. Host peak beside it."""
-    plan = compiled.memory_analysis()
-    planned = (
-        plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-    )
-    counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    return {
-        "peak_memory_bytes": counted or planned,
-        "peak_memory_method": "device counter" if counted else "arguments + output + temporaries of the program",
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte,
-    }
-
-
 if __name__ == "__main__":
-    print(json.dumps(run_case(Case(**json.loads(sys.argv[1])))))
+    serve()

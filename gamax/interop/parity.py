@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gamax.interop.key_maps import key_map
+from gamax.interop.key_maps import KeyMap, key_map
 from gamax.interop.torch_files import import_torch
 
 TOLERANCE = 1e-4
@@ -65,12 +65,14 @@ _KEPT: list[Any] = []
 """Declarations vanish with the object that made them."""
 
 
-def parity(model: nn.Module, params: Any, twin: Any, size: int = 64) -> list[tuple[str, float]]:
+def parity(
+    model: nn.Module, params: Any, twin: Any, size: int = 64, names: KeyMap | None = None
+) -> list[tuple[str, float]]:
     """The largest difference between the outputs of each part of a network and of its PyTorch twin.
 
     Both restore one image of noise, `size` pixels a side, in float32 with exact products, without `local_window`. Parts
     are the direct children of the network in the order in which they run, and last `output`; differences are relative
-    to the largest value.
+    to the largest value. `names` says what the twin calls them, if not what the authors' code does.
     """
     torch = import_torch("comparing with PyTorch")
     # What the twin has no counterpart for; and modules inside loops have no outputs to see.
@@ -90,7 +92,7 @@ def parity(model: nn.Module, params: Any, twin: Any, size: int = 64) -> list[tup
         name: np.asarray(part["__call__"][0]) for name, part in parts.items() if name in params
     }
 
-    names = key_map(model)
+    names = names or key_map(model)
     theirs: dict[str, np.ndarray] = {}
     modules = dict(twin.named_modules())
     for name in ours:
