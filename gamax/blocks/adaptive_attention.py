@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gamax.blocks.activation import gelu
 from gamax.blocks.adaptive_filter import AdaptiveFilter
 from gamax.blocks.attention import SqueezeExcite
 from gamax.blocks.convolution import Conv, ConvTranspose
@@ -43,7 +44,7 @@ class ResBlock(nn.Module):
         y = Conv(2 * channels, 3, depthwise=True, use_bias=False, name="spatial", **dtypes)(y)
         scale = residual_scale(self, "residual_scale", channels, y.dtype)
         y = _stored(y, scale[0])
-        y = nn.gelu(LayerNorm(name="norm", **dtypes)(y), approximate=False)
+        y = gelu(LayerNorm(name="norm", **dtypes)(y))
         y = Conv(channels, 1, use_bias=False, name="project", **dtypes)(y)
         if self.channel_attention:
             y = SqueezeExcite(16, self.window, name="attention", **dtypes)(y)

@@ -15,12 +15,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from gamax.errors import UserError
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def differentiable_choice(
+    *, cpu: Callable[[Array, Array], Array], elsewhere: Callable[[Array, Array], Array]
+) -> Callable[[Array, Array], Array]:
+    """One of two equal formulations, each with the gradient that JAX derives from it, in reverse mode only.
+
+    Left to itself, JAX would differentiate the choice and store what the gradients of both need.
+    """
+
+    @jax.custom_vjp
+    def choice(images: Array, kernel: Array) -> Array:
+        return lax.platform_dependent(images, kernel, cpu=cpu, default=elsewhere)
+
+    def forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return choice(images, kernel), (images, kernel)
+
+    def backward(arguments: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+        def pull_back(formulation: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
+            return lambda images, kernel, grad: jax.vjp(formulation, images, kernel)[1](grad)
+
+        return lax.platform_dependent(*arguments, grad, cpu=pull_back(cpu), default=pull_back(elsewhere))
+
+    choice.defvjp(forward, backward)
+    return choice
 
 
 @jax.custom_vjp
@@ -38,12 +63,60 @@ def conv(
     """Cross-correlates with a kernel, zeros outside the image; as many groups as the shapes say.
 
     The padding is `(size - 1) // 2` on every side: half of an odd kernel; 1 for 4x4, which with stride 2 halves sides.
+    One group with stride 1 is differentiable in reverse mode only.
     """
+    if stride == 1 and images.shape[-1] == kernel.shape[2]:
+        return _dense_conv(images, kernel)
+    return _lax_conv(images, kernel, stride)
+
+
+def _lax_conv(images: Array, kernel: Array, stride: int = 1) -> Array:
     padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
     groups = images.shape[-1] // kernel.shape[2]
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT, feature_group_count=groups
     )
+
+
+@jax.custom_vjp
+def _dense_conv(images: Array, kernel: Array) -> Array:
+    return _lax_conv(images, kernel)
+
+
+def _dense_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _lax_conv(images, kernel), (images, kernel)
+
+
+def _dense_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    def on_cpu(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        (grad_images,) = jax.linear_transpose(lambda images: _lax_conv(images, kernel), images)(grad)
+        return grad_images, _dense_kernel_gradient(images, kernel, grad)
+
+    def elsewhere(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(_lax_conv, images, kernel)[1](grad)
+
+    return lax.platform_dependent(*residuals, grad, cpu=on_cpu, default=elsewhere)
+
+
+_dense_conv.defvjp(_dense_forward, _dense_backward)
+
+
+def _dense_kernel_gradient(images: Array, kernel: Array, grad: Array) -> Array:
+    """The gradient of a loss by an odd-sized kernel, as XLA's CPU backend computes it fastest."""
+    channels, features = kernel.shape[2:]
+    if features < channels:
+        # Images shifted against a gradient are the gradient shifted the other way against the images. XLA takes ten
+        # times as long when the wider one is shifted: the last convolution of a network, to three colours.
+        mirrored = _dense_kernel_gradient(grad, kernel.swapaxes(2, 3), images)
+        return mirrored[::-1, ::-1].swapaxes(2, 3)
+    if channels < 96:
+        # Products as narrow as this take up to twice as long as XLA's own gradient, and the shifted images memory.
+        return jax.linear_transpose(lambda kernel: _lax_conv(images, kernel), kernel)(grad)[0]
+    products = [
+        jnp.einsum("bhwc,bhwd->cd", shifted, grad, preferred_element_type=jnp.float32)
+        for _, _, shifted in _taps(images, kernel.shape)
+    ]
+    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _taps(images: Array, kernel_shape: tuple[int, ...]) -> list[tuple[int, int, Array]]:
@@ -65,6 +138,35 @@ def _shift_and_add(images: Array, kernel: Array) -> Array:
     return sum(terms[1:], start=terms[0]).astype(images.dtype)
 
 
+def _kernel_gradient(images: Array, grad: Array, kernel_shape: tuple[int, ...]) -> Array:
+    rows, columns = kernel_shape[:2]
+    batch, height, width, channels = images.shape
+    if jax.device_count() > 1:
+        # Simulated devices may share the rows of an image, which a loop over rows would gather.
+        products = tuple(shifted.astype(jnp.float32) * grad for _, _, shifted in _taps(images, kernel_shape))
+        zeros = (jnp.zeros((), jnp.float32),) * len(products)
+        over_width = lax.reduce(products, zeros, lambda a, b: tuple(map(lax.add, a, b)), (2,))
+        return jnp.stack(over_width).sum((1, 2)).reshape(kernel_shape)
+
+    # Row by row, with a running sum for each tap, all of which stay in the cache. Columns and channels are one axis, so
+    # that it is vectorised whatever the number of channels. The reduction above takes two to eight times as long.
+    padded = jnp.pad(images, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
+    padded, grad = (array.reshape(batch, array.shape[1], -1).astype(jnp.float32) for array in (padded, grad))
+    taps = [(row, column) for row in range(rows) for column in range(columns)]
+
+    def add_row(index: ArrayLike, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        grad_row = lax.dynamic_index_in_dim(grad, index, axis=1, keepdims=False)
+        image_rows = lax.dynamic_slice_in_dim(padded, index, rows, axis=1)
+        return tuple(
+            total + image_rows[:, row, column * channels : (column + width) * channels] * grad_row
+            for total, (row, column) in zip(sums, taps, strict=True)
+        )
+
+    zeros = (jnp.zeros((batch, width * channels), jnp.float32),) * len(taps)
+    sums = lax.fori_loop(0, height, add_row, zeros)
+    return jnp.stack([total.reshape(-1, channels).sum(0) for total in sums]).reshape(kernel_shape)
+
+
 def _depthwise_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return depthwise_conv(images, kernel), (images, kernel)
 
@@ -74,13 +176,7 @@ def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
 
     def shift_and_add(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         grad_images = _shift_and_add(grad, kernel[::-1, ::-1])
-        # One reduction with an output per tap reads the images once; over the width alone it is vectorised and
-        # sums pairwise enough to keep digits. A sum per tap takes ten times as long.
-        products = tuple(shifted.astype(jnp.float32) * grad for _, _, shifted in _taps(images, kernel.shape))
-        zeros = (jnp.zeros((), jnp.float32),) * len(products)
-        over_width = lax.reduce(products, zeros, lambda a, b: tuple(map(lax.add, a, b)), (2,))
-        grad_kernel = jnp.stack(over_width).sum((1, 2)).reshape(kernel.shape)
-        return grad_images, grad_kernel.astype(kernel.dtype)
+        return grad_images, _kernel_gradient(images, grad, kernel.shape).astype(kernel.dtype)
 
     def grouped(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         return jax.vjp(conv, images, kernel)[1](grad)
@@ -91,13 +187,12 @@ def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-@jax.custom_vjp
 def doubling_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "4 4 d c"]) -> Float[Array, "b h2 w2 d"]:
     """The transpose of a 4x4 convolution with stride 2 and padding 1: `[B, H, W, C]` to `[B, 2 H, 2 W, D]`.
 
     Differentiable in reverse mode only.
     """
-    return lax.platform_dependent(images, kernel, cpu=_doubling_products, default=_dilated_conv)
+    return _doubling_conv(images, kernel)
 
 
 def _dilated_conv(images: Array, kernel: Array) -> Array:
@@ -126,18 +221,7 @@ def _doubling_products(images: Array, kernel: Array) -> Array:
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
 
 
-def _doubling_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return doubling_conv(images, kernel), (images, kernel)
-
-
-def _doubling_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    def pull_back(function: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
-        return lambda images, kernel, grad: jax.vjp(function, images, kernel)[1](grad)
-
-    return lax.platform_dependent(*residuals, grad, cpu=pull_back(_doubling_products), default=pull_back(_dilated_conv))
-
-
-doubling_conv.defvjp(_doubling_forward, _doubling_backward)
+_doubling_conv = differentiable_choice(cpu=_doubling_products, elsewhere=_dilated_conv)
 
 
 def torch_uniform(fan_in: int) -> Callable[..., Array]:

@@ -10,11 +10,14 @@ import numpy as np
 import oracles
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.stats import kstest
 
 from gamax.blocks import Conv, ConvTranspose, depthwise_conv
-from gamax.blocks.convolution import doubling_conv
+from gamax.blocks.convolution import conv, doubling_conv
 from gamax.errors import UserError
+from gamax.training.program import collectives
 
 SHAPES = [((2, 7, 5, 3), 3), ((1, 11, 6, 4), 7), ((1, 1, 1, 2), 3), ((1, 2, 9, 1), 5)]
 
@@ -126,6 +129,69 @@ def test_depthwise_conv_is_one_convolution_on_accelerators_and_none_on_the_cpu(p
     x, kernel, _ = float32(*example((1, 8, 8, 4), 3))
     lowered = jax.jit(depthwise_conv).trace(x, kernel).lower(lowering_platforms=(platform,))
     assert lowered.as_text().count("stablehlo.convolution") == convolutions
+
+
+# Narrow and wide, from few to many channels and back: each has its own gradient of the kernel on the CPU.
+DENSE = [
+    ((2, 7, 5, 3), 3, 4),
+    ((2, 6, 9, 4), 5, 3),
+    ((1, 1, 1, 2), 3, 2),
+    ((2, 5, 6, 96), 3, 98),
+    ((1, 6, 5, 98), 3, 96),
+]
+
+
+def dense_example(shape: tuple[int, ...], size: int, features: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=s) for s in (shape, (size, size, shape[-1], features), (*shape[:3], features))]
+
+
+def dense_gradients_by_the_definition(
+    x: np.ndarray, kernel: np.ndarray, grad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tap by tap: the gradient goes to the pixel under the tap and to its weights."""
+    reach, (_, height, width, _) = kernel.shape[0] // 2, x.shape
+    padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    grad_padded, grad_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        under = np.s_[:, i : i + height, j : j + width]
+        grad_padded[under] += grad @ kernel[i, j].T
+        grad_kernel[i, j] = np.einsum("bhwc,bhwd->cd", padded[under], grad)
+    return grad_padded[:, reach : reach + height, reach : reach + width], grad_kernel
+
+
+@pytest.mark.usefixtures("formulation")
+@pytest.mark.parametrize(("shape", "size", "features"), DENSE)
+def test_the_dense_conv_and_its_gradients_equal_the_definition(shape, size, features):
+    x, kernel, grad = dense_example(shape, size, features)
+    result, (grad_x, grad_kernel) = value_and_gradients(conv)(*float32(x, kernel, grad))
+    expected_x, expected_kernel = dense_gradients_by_the_definition(x, kernel, grad)
+    # Float32 sums of up to 882 products of magnitude one.
+    np.testing.assert_allclose(result, oracles.conv(x, {"kernel": kernel}), rtol=1e-5, atol=5e-5)
+    np.testing.assert_allclose(grad_x, expected_x, rtol=1e-5, atol=5e-5)
+    np.testing.assert_allclose(grad_kernel, expected_kernel, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize(("shape", "size", "features"), DENSE)
+def test_gradients_of_the_dense_conv_in_bfloat16_are_rounded_once(shape, size, features):
+    arrays = [jnp.asarray(array, jnp.bfloat16) for array in dense_example(shape, size, features)]
+    _, gradients = value_and_gradients(conv)(*arrays)
+    expected = dense_gradients_by_the_definition(*(np.asarray(array, np.float64) for array in arrays))
+    for value, exact in zip(gradients, expected, strict=True):
+        assert value.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(value, np.float64), exact, rtol=2**-8, atol=5e-5)
+
+
+def test_gradients_of_the_dense_conv_exchange_halos_and_sums_alone_when_rows_are_divided():
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    rows, whole = NamedSharding(mesh, P(None, "rows")), NamedSharding(mesh, P())
+    arrays = dense_example((2, 8, 6, 96), 3, 98)
+    function = jax.jit(lambda x, kernel, grad: jax.vjp(conv, x, kernel)[1](grad), out_shardings=(rows, whole))
+    placed = [jax.device_put(array, place) for array, place in zip(float32(*arrays), (rows, whole, rows), strict=True)]
+    compiled = function.lower(*placed).compile()
+    assert set(collectives(compiled.as_text())) == {"all-reduce", "collective-permute"}
+    for value, expected in zip(compiled(*placed), dense_gradients_by_the_definition(*arrays), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize(("size", "depthwise"), [(1, False), (3, False), (5, False), (3, True)])

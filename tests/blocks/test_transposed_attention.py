@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from gamax.blocks import TransposedAttention
+from gamax.blocks import Conv, TransposedAttention
 from gamax.errors import UserError
 
 
@@ -61,3 +62,26 @@ def test_attention_of_a_black_image_is_finite(random_params):
 def test_heads_that_do_not_divide_the_channels_are_named():
     with pytest.raises(UserError, match="6 channels cannot be divided among 4 heads"):
         jax.eval_shape(TransposedAttention(4).init, jax.random.key(0), jnp.zeros((1, 2, 2, 6)))
+
+
+def test_its_gradients_are_those_of_normalised_vectors(random_params):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, 8)), jnp.float32)
+    attention = TransposedAttention(2)
+    params = random_params(attention, x.shape)
+
+    def textbook(params: Any, x: jax.Array) -> jax.Array:
+        qkv = Conv(24, 3, depthwise=True, use_bias=False).apply(
+            {"params": params["qkv_spatial"]}, x @ params["qkv"]["kernel"][0, 0]
+        )
+        query, key, value = (part.reshape(2, 30, 2, 4) for part in jnp.split(qkv, 3, -1))
+        query, key = (part / jnp.linalg.norm(part, axis=1, keepdims=True) for part in (query, key))
+        cosines = jnp.einsum("bphc,bphd->bhcd", query, key)
+        weights = jax.nn.softmax(cosines * params["temperature"][:, None, None])
+        attended = jnp.einsum("bhcd,bphd->bphc", weights, value).reshape(x.shape)
+        return attended @ params["project"]["kernel"][0, 0]
+
+    def gradients(function: Callable[[Any, jax.Array], jax.Array]) -> Any:
+        return jax.jit(jax.grad(lambda params, x: jnp.sin(function(params, x)).sum(), (0, 1)))(params, x)
+
+    actual = gradients(lambda params, x: attention.apply({"params": params}, x))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, gradients(textbook))
