@@ -70,7 +70,8 @@ def _products(maps: Float[Array, "b m n"], kernel: Float[Array, "k k"]) -> Float
     padded = jnp.pad(maps.astype(jnp.float32), ((0, 0), (size // 2, size // 2), (size // 2, size // 2)))
     shifted = jnp.stack([padded[:, row : row + rows] for row in range(size)])
     weighed = jnp.einsum("rk,rbmn->kbmn", kernel.astype(jnp.float32), shifted)
-    return sum(weighed[k, :, :, k : k + columns] for k in range(size)).astype(maps.dtype)
+    terms = [weighed[k, :, :, k : k + columns] for k in range(size)]
+    return sum(terms[1:], start=terms[0]).astype(maps.dtype)
 
 
 _filter = differentiable_choice(cpu=_products, elsewhere=_convolution)
