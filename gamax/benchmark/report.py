@@ -42,9 +42,10 @@ def comparisons(rows: Sequence[Row]) -> list[list[Row]]:
 def check_comparable(rows: Sequence[Row]) -> None:
     """Refuses to compare rows of one network and size unless only the backend decides their figures.
 
-    Every backend must have been measured in the same precisions, on the same device, and its outputs must be within
-    `BOUNDS` of the others': of those that it was measured together with by all of them, of others by the few numbers
-    that rows keep. Rows that failed are left out.
+    Every backend must have been measured in the same precisions, on the same device and under the same variables of
+    the environment (`gamax.environment.FLAGS`), and its outputs must be within `BOUNDS` of the others': of those that
+    it was measured together with by all of them, of others by the few numbers that rows keep. Rows that failed are left
+    out.
 
     Raises:
         UserError: that names the first fault.
@@ -67,6 +68,13 @@ def check_comparable(rows: Sequence[Row]) -> None:
             raise UserError(
                 f"the rows of {row['model']} are not comparable: {rows[0]['backend']} was measured on "
                 f"'{rows[0]['device']}' and {row['backend']} on '{row['device']}'; measure both on one device"
+            )
+    for row in rows:
+        flags, first = row["environment"]["flags"], rows[0]["environment"]["flags"]
+        if flags != first:
+            raise UserError(
+                f"the rows of {row['model']} are not comparable: {rows[0]['backend']} was measured with the variables "
+                f"{first} and {row['backend']} with {flags}; measure both alike"
             )
     for row in rows:
         bound = BOUNDS[row["precision"]]

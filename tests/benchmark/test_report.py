@@ -53,6 +53,12 @@ def test_rows_that_were_measured_apart_are_compared_by_what_they_keep(probe):
         check_comparable([row(), row("torch-eager", started="two", difference=0.0, probe=probe)])
 
 
+def test_rows_whose_environment_differs_are_refused():
+    huge_pages = {"flags": {**flags(), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+    with pytest.raises(UserError, match="measure both alike"):
+        check_comparable([row(), row("torch-eager", environment=huge_pages)])
+
+
 @pytest.mark.parametrize("precisions", [("fp32-strict", "tf32"), ("fp32-strict", "bf16"), ("bf16", "fp32-strict")])
 def test_rows_whose_precision_differs_are_refused(precisions):
     jax, torch = precisions
