@@ -3,7 +3,8 @@
 Measured on CPU, XLA's grouped convolution takes some 50 times longer than shifting and adding, and its
 1x1 convolution twice as long as the matrix product that it is (`docs/design.md`). The choice is made by
 `jax.lax.platform_dependent` when a program is lowered, so compiling for a TPU on a CPU machine chooses
-rightly too. Parameters have the same names and shapes whatever the formulation.
+rightly too; one gradient also goes by the number of devices when it is traced. Parameters have the same names and
+shapes whatever the formulation.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def differentiable_choice(
-    *, cpu: Callable[[Array, Array], Array], elsewhere: Callable[[Array, Array], Array]
+    *,
+    cpu: Callable[[Array, Array], Array],
+    elsewhere: Callable[[Array, Array], Array],
+    cpu_gradient: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
 ) -> Callable[[Array, Array], Array]:
-    """One of two equal formulations, each with the gradient that JAX derives from it, in reverse mode only.
+    """One of two equal functions of images and a kernel, differentiable in reverse mode only.
 
-    Left to itself, JAX would differentiate the choice and store what the gradients of both need.
+    Each has the gradient that JAX derives from it, but where `cpu_gradient(images, kernel, grad)` is given that of the
+    first. Left to itself, JAX would differentiate the choice and store what the gradients of both need.
     """
 
     @jax.custom_vjp
@@ -39,22 +44,13 @@ def differentiable_choice(
         return choice(images, kernel), (images, kernel)
 
     def backward(arguments: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-        def pull_back(formulation: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
-            return lambda images, kernel, grad: jax.vjp(formulation, images, kernel)[1](grad)
+        def derived(function: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
+            return lambda images, kernel, grad: jax.vjp(function, images, kernel)[1](grad)
 
-        return lax.platform_dependent(*arguments, grad, cpu=pull_back(cpu), default=pull_back(elsewhere))
+        return lax.platform_dependent(*arguments, grad, cpu=cpu_gradient or derived(cpu), default=derived(elsewhere))
 
     choice.defvjp(forward, backward)
     return choice
-
-
-@jax.custom_vjp
-def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 c"]) -> Float[Array, "b h w c"]:
-    """Cross-correlates every channel with its own odd-sized filter, zeros outside the image.
-
-    Differentiable in reverse mode only.
-    """
-    return lax.platform_dependent(images, kernel, cpu=_shift_and_add, default=conv)
 
 
 def conv(
@@ -78,27 +74,9 @@ def _lax_conv(images: Array, kernel: Array, stride: int = 1) -> Array:
     )
 
 
-@jax.custom_vjp
-def _dense_conv(images: Array, kernel: Array) -> Array:
-    return _lax_conv(images, kernel)
-
-
-def _dense_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _lax_conv(images, kernel), (images, kernel)
-
-
-def _dense_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    def on_cpu(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        (grad_images,) = jax.linear_transpose(lambda images: _lax_conv(images, kernel), images)(grad)
-        return grad_images, _dense_kernel_gradient(images, kernel, grad)
-
-    def elsewhere(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        return jax.vjp(_lax_conv, images, kernel)[1](grad)
-
-    return lax.platform_dependent(*residuals, grad, cpu=on_cpu, default=elsewhere)
-
-
-_dense_conv.defvjp(_dense_forward, _dense_backward)
+def _dense_gradient(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    (grad_images,) = jax.linear_transpose(lambda images: _lax_conv(images, kernel), images)(grad)
+    return grad_images, _dense_kernel_gradient(images, kernel, grad)
 
 
 def _dense_kernel_gradient(images: Array, kernel: Array, grad: Array) -> Array:
@@ -110,13 +88,24 @@ def _dense_kernel_gradient(images: Array, kernel: Array, grad: Array) -> Array:
         mirrored = _dense_kernel_gradient(grad, kernel.swapaxes(2, 3), images)
         return mirrored[::-1, ::-1].swapaxes(2, 3)
     if channels < 96:
-        # Products as narrow as this take up to twice as long as XLA's own gradient, and the shifted images memory.
+        # Products as narrow as this take up to twice as long as XLA's own gradient, and all shifted images are held.
         return jax.linear_transpose(lambda kernel: _lax_conv(images, kernel), kernel)(grad)[0]
     products = [
         jnp.einsum("bhwc,bhwd->cd", shifted, grad, preferred_element_type=jnp.float32)
         for _, _, shifted in _taps(images, kernel.shape)
     ]
     return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_dense_conv = differentiable_choice(cpu=_lax_conv, elsewhere=_lax_conv, cpu_gradient=_dense_gradient)
+
+
+def depthwise_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "k l 1 c"]) -> Float[Array, "b h w c"]:
+    """Cross-correlates every channel with its own odd-sized filter, zeros outside the image.
+
+    Differentiable in reverse mode only.
+    """
+    return _depthwise_conv(images, kernel)
 
 
 def _taps(images: Array, kernel_shape: tuple[int, ...]) -> list[tuple[int, int, Array]]:
@@ -138,7 +127,12 @@ def _shift_and_add(images: Array, kernel: Array) -> Array:
     return sum(terms[1:], start=terms[0]).astype(images.dtype)
 
 
-def _kernel_gradient(images: Array, grad: Array, kernel_shape: tuple[int, ...]) -> Array:
+def _depthwise_gradient(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    grad_kernel = _depthwise_kernel_gradient(images, grad, kernel.shape)
+    return _shift_and_add(grad, kernel[::-1, ::-1]), grad_kernel.astype(kernel.dtype)
+
+
+def _depthwise_kernel_gradient(images: Array, grad: Array, kernel_shape: tuple[int, ...]) -> Array:
     rows, columns = kernel_shape[:2]
     batch, height, width, channels = images.shape
     if jax.device_count() > 1:
@@ -167,24 +161,7 @@ def _kernel_gradient(images: Array, grad: Array, kernel_shape: tuple[int, ...]) 
     return jnp.stack([total.reshape(-1, channels).sum(0) for total in sums]).reshape(kernel_shape)
 
 
-def _depthwise_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_conv(images, kernel), (images, kernel)
-
-
-def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    images, kernel = residuals
-
-    def shift_and_add(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        grad_images = _shift_and_add(grad, kernel[::-1, ::-1])
-        return grad_images, _kernel_gradient(images, grad, kernel.shape).astype(kernel.dtype)
-
-    def grouped(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        return jax.vjp(conv, images, kernel)[1](grad)
-
-    return lax.platform_dependent(images, kernel, grad, cpu=shift_and_add, default=grouped)
-
-
-depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise_conv = differentiable_choice(cpu=_shift_and_add, elsewhere=_lax_conv, cpu_gradient=_depthwise_gradient)
 
 
 def doubling_conv(images: Float[Array, "b h w c"], kernel: Float[Array, "4 4 d c"]) -> Float[Array, "b h2 w2 d"]:

@@ -20,8 +20,9 @@ class GAMA(nn.Module):
 
         Y[h, w, c] = X[h, w, c] + (K1 * mean_c X)[h, w] + (K2 * mean_h X)[w, c] + (K3 * mean_w X)[h, c]
 
-    3 x 49 = 147 parameters whatever the size. The means over height and width reach over the whole image, so the
-    output for a crop is not the crop of the output. Two kernels slide along the channels, whose order matters.
+    3 x 49 = 147 parameters whatever the size. The means over height and width reach over the whole image, so the output
+    for a crop is not the crop of the output. Two kernels slide along the channels, whose order matters. Differentiable
+    in reverse mode only.
 
     The identity term and the zero padding come from a third-party reading of the paper.
 
@@ -50,7 +51,8 @@ class GAMA(nn.Module):
         for kernel, axis in zip(kernels, (3, 1, 2), strict=True):
             if axis != 3 and self.window is not None and self.window < x.shape[axis]:
                 mean = jnp.moveaxis(box_mean(x, self.window, axis), axis, 1).astype(x.dtype)
-                filtered = _filter(mean.reshape(-1, *mean.shape[2:]), kernel).reshape(mean.shape)
+                # As many maps as rows or columns: their shifted copies would take the memory of 24 images.
+                filtered = _convolution(mean.reshape(-1, *mean.shape[2:]), kernel).reshape(mean.shape)
                 result = result + jnp.moveaxis(filtered, 1, axis)
             else:
                 mean = x.mean(axis, dtype=jnp.float32).astype(x.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gamax.blocks.activation import gelu
 from gamax.blocks.attention import SqueezeExcite
 from gamax.blocks.convolution import Conv
 from gamax.blocks.normalization import LayerNorm
@@ -97,12 +98,12 @@ class BaselineBlock(nn.Module):
         y = LayerNorm(name="spatial_norm", **dtypes)(x)
         y = Conv(self.expansion * channels, 1, name="expand", **dtypes)(y)
         y = Conv(self.expansion * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
-        y = SqueezeExcite(2, self.window, name="mixing", **dtypes)(nn.gelu(y, approximate=False))
+        y = SqueezeExcite(2, self.window, name="mixing", **dtypes)(gelu(y))
         y = Conv(channels, 1, name="project", **dtypes)(y)
         x = x + residual_scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = LayerNorm(name="channel_norm", **dtypes)(x)
-        y = nn.gelu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(y), approximate=False)
+        y = gelu(Conv(2 * channels, 1, name="channel_expand", **dtypes)(y))
         y = Conv(channels, 1, name="channel_project", **dtypes)(y)
         return x + residual_scale(self, "channel_scale", channels, y.dtype) * y
 

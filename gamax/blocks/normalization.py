@@ -37,7 +37,7 @@ class LayerNorm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _standardize(x: Array, epsilon: float, subtract_mean: bool) -> Array:
-    """Divides by the deviation over the channels; subtracts their mean first, or counts it in the deviation alone."""
+    """Divides `[B, H, W, C]` by the deviation over the channels; subtracts their mean, or counts it there alone."""
     centred = x - x.mean(-1, keepdims=True)
     inverse_deviation = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
     return (centred if subtract_mean else x) * inverse_deviation
@@ -69,7 +69,7 @@ _standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 def _channel_mean(x: Array) -> Array:
-    """The mean over the channels, kept as an axis of size 1.
+    """The mean over the channels: `[B, H, W, C]` to `[B, H, W, 1]`.
 
     On CPU a product with a vector: XLA fuses a reduction there with whatever precedes it in the gradient and computes
     that again and again, three times as long in all. Elsewhere products may round their inputs, sums do not.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gamax.blocks.activation import gelu
 from gamax.blocks.convolution import Conv, torch_uniform
 from gamax.blocks.normalization import LayerNorm
 from gamax.errors import UserError
@@ -46,7 +47,7 @@ class PatchAttention(nn.Module):
         groups = y.reshape(batch, patch, rows, patch, columns, reduced).transpose(0, 2, 4, 5, 1, 3)
         groups = groups.reshape(batch, rows, columns, reduced * pixels)
         hidden = dense(pixels, reduced * pixels, "hidden")(groups)
-        hidden = nn.gelu(LayerNorm(epsilon=1e-5, name="hidden_norm", **dtypes)(hidden), approximate=False)
+        hidden = gelu(LayerNorm(epsilon=1e-5, name="hidden_norm", **dtypes)(hidden))
         weight = dense(1, pixels, "weight")(hidden)
 
         skip_scale = self.param("skip_scale", nn.initializers.zeros, (channels,), self.param_dtype).astype(weight.dtype)

@@ -64,10 +64,12 @@ def float32(*arrays: np.ndarray) -> list[jax.Array]:
     return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
-@pytest.fixture(params=["chosen for this device", "grouped, as on accelerators"])
+@pytest.fixture(params=["several devices, as in the tests", "one device", "grouped, as on accelerators"])
 def formulation(request, monkeypatch):
     if request.param.startswith("grouped"):
         monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
+    if request.param == "one device":
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 @pytest.mark.usefixtures("formulation")
@@ -90,6 +92,7 @@ def test_depthwise_conv_equals_the_grouped_convolution_of_jax_with_both_gradient
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, expected)
 
 
+@pytest.mark.usefixtures("formulation")
 def test_depthwise_conv_and_its_gradients_are_the_same_eager_and_under_vmap():
     x, kernel, grad = float32(*example((3, 6, 5, 4), 3))
 
@@ -107,6 +110,7 @@ def test_depthwise_conv_and_its_gradients_are_the_same_eager_and_under_vmap():
     np.testing.assert_allclose(mapped[1][1].sum(0), expected_kernel, atol=1e-5)
 
 
+@pytest.mark.usefixtures("formulation")
 @pytest.mark.parametrize("size", [3, 7])
 def test_depthwise_conv_in_bfloat16_loses_no_more_than_a_rounding_a_tap(size):
     arrays = [jnp.asarray(array, jnp.bfloat16) for array in example((1, 8, 8, 4), size)]

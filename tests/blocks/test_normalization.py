@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax import lax
 
 from gamax.blocks import LayerNorm
 
@@ -42,3 +44,48 @@ def test_bfloat16_has_float32_statistics():
     expected = oracles.layer_norm(np.asarray(x, np.float64), affine(256))
     # The rounding of the result alone: half a unit in the last of 8 bits. Statistics in bfloat16 are off by 2 %.
     np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=1.01 * 2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("formulation", ["chosen for this device", "as on accelerators"])
+@pytest.mark.parametrize("bias_free", [False, True])
+@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (10, 1), (0, 1e-3), (0.5, 0)])
+def test_gradients_equal_differences_in_float64(mean, deviation, bias_free, formulation, monkeypatch):
+    if formulation == "as on accelerators":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
+    rng = np.random.default_rng(0)
+    x, grad = rng.normal(mean, deviation, (1, 2, 2, 6)), rng.normal(size=(1, 2, 2, 6))
+    scale, bias = rng.normal(1, 0.3, (2, 6))
+
+    def norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        inverse_deviation = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return x * inverse_deviation * scale if bias_free else centred * inverse_deviation * scale + bias
+
+    def differences(which: int) -> np.ndarray:
+        arguments, step = [x, scale, bias], 1e-6
+        gradient = np.zeros(arguments[which].shape)
+        for place in np.ndindex(gradient.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = arguments[which].copy()
+                moved[place] += sign * step
+                ends.append((norm(*arguments[:which], moved, *arguments[which + 1 :]) * grad).sum())
+            gradient[place] = (ends[0] - ends[1]) / (2 * step)
+        return gradient
+
+    names = ("scale",) if bias_free else ("scale", "bias")
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in zip(names, (scale, bias), strict=False)}
+    result, pull_back = jax.vjp(
+        lambda params, x: LayerNorm(bias_free=bias_free).apply({"params": params}, x),
+        params,
+        jnp.asarray(x, jnp.float32),
+    )
+    ours, ours_x = pull_back(jnp.asarray(grad, jnp.float32))
+    # Without any deviation, 1 / sqrt(epsilon) magnifies the rounding of the mean a thousand times.
+    tolerance = 1e-3 if deviation == 0 else 2e-5
+    for value, expected in (
+        (result, norm(x, scale, bias)),
+        (ours_x, differences(0)),
+        *((ours[name], differences(1 + index)) for index, name in enumerate(names)),
+    ):
+        np.testing.assert_allclose(value, expected, atol=tolerance * max(abs(expected).max(), 1))
