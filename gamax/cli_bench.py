@@ -33,13 +33,14 @@ class BenchInfer:
     overrides: tuple[str, ...] = ()
     """Fields of the networks that differ from the named ones, for example `width=24`."""
     repeats: int = 20
-    """Timed calls; fewer where they take more than 10 seconds, but at least 3."""
+    """Timed calls; fewer where they take more than 6 seconds, but at least 3."""
     output: Path | None = None
     """Append the rows to this file as JSON lines."""
 
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.benchmark.latency import measure
+        from gamax.benchmark.report import time_cells
         from gamax.benchmark.roofline import measure_roofline
 
         choices = (self.models, self.sizes, self.batch, self.precision)
@@ -55,9 +56,7 @@ class BenchInfer:
                 "model": row["model"],
                 "size": f"{row['batch']}x{row['height']}x{row['width']}",
                 "precision": row["precision"],
-                "median ms": f"{row['latency_ms_median']:.1f}",
-                "p10": f"{row['latency_ms_p10']:.1f}",
-                "p90": f"{row['latency_ms_p90']:.1f}",
+                **time_cells(row),
                 "compile s": f"{row['compile_cold_seconds']:.1f}",
                 "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
                 "of roofline": f"{row['roofline_fraction']:.0%}",

@@ -27,8 +27,8 @@ Backend = Literal["jax", "torch-eager", "torch-eager-channels-last", "torch-comp
 class BenchCompare:
     """Measures the same networks with the same weights in JAX and PyTorch, in turns, and compares what may be compared.
 
-    Writes rows.jsonl, a CSV and plots; an interrupted run goes on. Refuses rows whose outputs, precisions or devices
-    differ, and then exits with code 2.
+    Writes rows.jsonl, a CSV and plots; an interrupted run goes on. Refuses rows whose outputs, precisions, devices,
+    code, versions or systems differ, and then exits with code 2.
     """
 
     models: tuple[str, ...] = MODELS
@@ -46,8 +46,8 @@ class BenchCompare:
     overrides: tuple[str, ...] = ()
     """Fields of the networks that differ from the named ones, for example `width=24`."""
     repeats: int = 20
-    """Timed calls of each row; fewer where they take more than 10 seconds, but at least 3."""
-    rounds: int = 5
+    """Timed calls of each row; fewer where they take more than 6 seconds, but at least 3."""
+    rounds: int = 3
     """In how many rounds they are made: each backend in its turn, again and again."""
     rows: tuple[Path, ...] = ()
     """Compare the rows of these files instead of measuring."""
@@ -116,7 +116,7 @@ def report_comparison(rows: Sequence[Mapping[str, Any]], folder: Path, results: 
         UserError: in the end, if any may not.
 
     """
-    from gamax.benchmark.report import COLUMNS, check_comparable, comparisons, table, write_csv
+    from gamax.benchmark.report import COLUMNS, check_comparable, comparisons, table, threads_note, write_csv
 
     tables: dict[tuple[Any, ...], list[dict[str, str]]] = {}
     titles, refused, kept = {}, [], []
@@ -144,6 +144,9 @@ def report_comparison(rows: Sequence[Mapping[str, Any]], folder: Path, results: 
     for row in rows:
         if "failure" in row:
             say(row["failure"])
+    for note in dict.fromkeys(map(threads_note, groups)):
+        if note:
+            say(f"note: {note}")
     paths = [*write_csv(kept, folder), *draw_comparison(kept, folder, results)]
     for path in paths:
         say(f"wrote {path}")

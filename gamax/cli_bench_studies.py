@@ -14,7 +14,7 @@ from gamax.console import print_table, say
 from gamax.errors import UserError
 from gamax.files import check_writable
 
-_TITLES = {"latency_ms_median": "latency", "peak_memory_bytes": "peak memory"}
+_TITLES = {"latency_ms_median": "latency", "program_bytes": "memory of the program"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +28,18 @@ class BenchCorrelation:
     size: str = "256x256"
     """Image size, HEIGHTxWIDTH."""
     networks: int | None = None
-    """So many networks, spread over the families; the default is all."""
+    """So many networks, spread over the families and their shapes; the default is all."""
     precision: Precision = "fp32-strict"
     """`fp32-strict`, `tf32` (where the device has it) or `bf16`."""
     repeats: int = 10
-    """Timed calls of each network; fewer where they take more than 10 seconds, but at least 3."""
+    """Timed calls of each network; fewer where they take more than 6 seconds, but at least 3."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/correlation")
     """The folder for rows, tables and plots."""
 
     def run(self) -> None:
         """Carries the verb out."""
-        from gamax.benchmark.correlation import TARGETS, population, spread, study
+        from gamax.benchmark.correlation import FEWEST_SHAPES, TARGETS, population, spread, study
+        from gamax.benchmark.plots import PROGRAM_MEMORY
         from gamax.cli_bench import parse_size
 
         _check_folder(self.output)
@@ -50,17 +51,18 @@ class BenchCorrelation:
         for target in TARGETS:
             lines = [_correlation_line(line) for line in correlations if line["target"] == target]
             print_table(
-                f"{_TITLES[target]} on {rows[0]['device']}, {self.precision}, {self.size}: correlations with 95 % "
-                "intervals over networks",
+                f"{_TITLES[target]} on {rows[0]['device']}, {self.precision}, {self.size}: correlations, with 95 % "
+                f"intervals from {FEWEST_SHAPES} shapes up",
                 ["family", "predictor", "Pearson", "of logarithms", "Spearman"],
                 lines,
             )
+        say(f"memory: {PROGRAM_MEMORY}")
         _finish(missing, paths)
 
 
 def _correlation_line(line: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "family": f"{line['family']} ({line['networks']})",
+        "family": f"{line['family']} ({line['networks']} of {line['shapes']} shapes)",
         "predictor": line["predictor"].replace("_", " "),
         "Pearson": _with_interval(line["pearson"], line["pearson_low"], line["pearson_high"]),
         "of logarithms": _with_interval(line["pearson_log"], line["pearson_log_low"], line["pearson_log_high"]),
@@ -89,13 +91,14 @@ class BenchScaling:
     precision: Precision = "fp32-strict"
     """`fp32-strict`, `tf32` (where the device has it) or `bf16`."""
     repeats: int = 5
-    """Timed calls of each point; fewer where they take more than 10 seconds, but at least 3."""
+    """Timed calls of each point; fewer where they take more than 6 seconds, but at least 3."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/scaling")
     """The folder for rows and plot."""
 
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.benchmark.case import check_case
+        from gamax.benchmark.plots import PROGRAM_MEMORY
         from gamax.benchmark.scaling import CAVEAT, points, study
 
         choices = (self.sides, self.widths, self.batches, self.devices)
@@ -118,13 +121,18 @@ class BenchScaling:
                 "median ms": f"{row['latency_ms_median']:.1f}",
                 "p10": f"{row['latency_ms_p10']:.1f}",
                 "p90": f"{row['latency_ms_p90']:.1f}",
-                "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
+                "program MB": f"{row['program_bytes'] / 1e6:.3g}",
                 "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
             }
             for row in rows
         ]
-        methods = "; ".join(dict.fromkeys(row["peak_memory_method"] for row in rows))
-        print_table(f"{rows[0]['device']}, {self.precision}; pixels in millions; memory: {methods}", [*table[0]], table)
+        # The split image is always measured on the processor.
+        measured_on = "; ".join(dict.fromkeys(row["device"] for row in rows))
+        print_table(
+            f"{measured_on}, {self.precision}; pixels in millions; memory: {PROGRAM_MEMORY}, of one device",
+            [*table[0]],
+            table,
+        )
         slopes = [
             {
                 "sweep": fit["sweep"],

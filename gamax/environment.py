@@ -16,12 +16,15 @@ import jax
 PACKAGES = ("gamax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 FLAGS = (
-    *("XLA_FLAGS", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"),
-    *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "LD_PRELOAD"),
-    *("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND"),
-    *("NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"),
+    *("XLA_FLAGS", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_"),
+    *("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD"),
+    *("NPROC", "OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_"),
+    *("NVIDIA_TF32_OVERRIDE", "CUDA_", "CUBLAS_", "CUDNN_"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_"),
 )
-"""Variables of the environment that change how fast a network runs, or on what."""
+"""How variables of the environment begin that change how fast a network runs, or on what."""
+NO_FLAGS = ("TORCHINDUCTOR_CACHE_DIR",)
+"""Variables that begin so and change nothing: PyTorch sets this one itself, and the benchmark to an empty folder."""
 
 
 def versions() -> dict[str, str]:
@@ -42,8 +45,18 @@ def environment() -> dict[str, Any]:
 
 
 def flags() -> dict[str, str]:
-    """Those of `FLAGS` that are set."""
-    return {name: os.environ[name] for name in FLAGS if name in os.environ}
+    """The variables that are set and begin as `FLAGS` says."""
+    return {name: value for name, value in os.environ.items() if name.startswith(FLAGS) and name not in NO_FLAGS}
+
+
+def nvidia_driver() -> str | None:
+    """The version of NVIDIA's driver; None without its tool `nvidia-smi`, or where that finds no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    # One line for each device, all alike; a failure is written there too.
+    return asked.stdout.split()[0] if asked.returncode == 0 and asked.stdout.strip() else None
 
 
 def _commit() -> str | None:

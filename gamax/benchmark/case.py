@@ -64,12 +64,14 @@ class Prepared:
     """Makes call number `i`, with the first or the second input in turn; returns when the device has finished."""
     outputs: Mapping[str, np.ndarray]
     """What parity is checked on, float32, from the first input before any update: `output` `[B, H, W, C]`; for `train`
-    also `loss` and `gradient/NAME` for every parameter, under the name and in the shape of PyTorch's state dict."""
+    also `loss` and `gradient/NAME` for every parameter, under the name and in the shape of PyTorch's state dict, and
+    `loss_after_update`, that of the first input after one update: the only one of them that the optimizer shows in."""
     facts: Mapping[str, Any]
     """`compile_cold_seconds`, `compile_warm_seconds` (None without a compiler), `first_call_ms`, `device`, `versions`,
-    `threads`, and every flag that decides the figure."""
+    `threads`, and in `flags` whatever the backend sets that decides the figure."""
     peak_memory: Callable[[], dict[str, Any]]
-    """After the timed calls: `peak_memory_bytes`, `peak_memory_method` and what else is known."""
+    """After the timed calls, right before which `memory.reset_peak` was called: `peak_memory_bytes`,
+    `peak_memory_method` and what else is known."""
 
 
 def check_case(case: Case) -> None:

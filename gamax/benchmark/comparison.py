@@ -25,8 +25,8 @@ def measure_groups(groups: Sequence[Sequence[Case]], rounds: int, folder: Path) 
     """Measures each group as `latency.measure` does and appends its rows to `rows.jsonl` in `folder`.
 
     A group is not measured again whose rows are there already, made by the same code and versions, under the same
-    variables of the environment, on the same device. A case that cannot be measured gives a row with `failure`; it is
-    tried again the next time. The limits of the device are measured first, once for each precision.
+    variables of the environment, on the same device, in as many rounds. A case that cannot be measured gives a row with
+    `failure`; it is tried again the next time. The limits of the device are measured first, once for each precision.
 
     Args:
         groups: cases that take turns; those of a group must have one precision.
@@ -45,7 +45,7 @@ def measure_groups(groups: Sequence[Sequence[Case]], rounds: int, folder: Path) 
     with progress_bar("measuring", sum(map(len, groups)), "rows") as update:
         for group in groups:
             roofline = rooflines[group[0].precision]
-            found = find_rows(earlier, group, source, roofline["device"])
+            found = find_rows(earlier, group, source, roofline["device"], rounds)
             if found is None:
                 found = measure(
                     group,
@@ -90,7 +90,7 @@ def read_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def find_rows(
-    rows: Sequence[Mapping[str, Any]], cases: Sequence[Case], source: str, device: str
+    rows: Sequence[Mapping[str, Any]], cases: Sequence[Case], source: str, device: str, rounds: int | None = None
 ) -> list[dict[str, Any]] | None:
     """The latest rows of exactly these cases that were measured together and would come out the same; None for none.
 
@@ -99,13 +99,18 @@ def find_rows(
         cases: that are to be measured together.
         source: fingerprint of the code, of `source_sha256`.
         device: as rows name it.
+        rounds: in which they took turns; any number if None.
     """
     wanted = [json.loads(json.dumps(dataclasses.asdict(case))) for case in cases]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["started"], []).append(row)
     for group in reversed(groups.values()):
-        same = [row for row in group if "failure" not in row and _made_like_now(row, source, device)]
+        same = [
+            row
+            for row in group
+            if "failure" not in row and rounds in (None, row.get("rounds")) and _made_like_now(row, source, device)
+        ]
         found = [[row for row in same if all(row[key] == value for key, value in case.items())] for case in wanted]
         if all(found):
             return [dict(matching[-1]) for matching in found]

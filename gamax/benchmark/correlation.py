@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from gamax.files import replace_atomically, write_json
 from gamax.models import VARIANTS
 
 PREDICTORS = ("multiply_adds", "parameters", "activations", "product_bytes", "depth")
-TARGETS = ("latency_ms_median", "peak_memory_bytes")
+TARGETS = ("latency_ms_median", "program_bytes")
 
 SMALLEST_FAMILY = 3
 """Networks that a correlation takes at least; with two it is always 1 or -1."""
+FEWEST_SHAPES = 10
+"""Shapes that an interval takes at least: the bootstrap's is far too short for fewer."""
 RESAMPLES = 2000
 """Of the bootstrap."""
 
@@ -37,7 +41,7 @@ PLOTTED = tuple((predictor, target) for target in TARGETS for predictor in ("mul
 """What the four plots show, as in the paper's figure."""
 
 COLUMNS = (
-    *("family", "network", "latency_ms_median", "latency_ms_p10", "latency_ms_p90", "peak_memory_bytes"),
+    *("family", "network", "latency_ms_median", "latency_ms_p10", "latency_ms_p90", "program_bytes"),
     *(*PREDICTORS, "roofline_fraction", "compile_cold_seconds", "height", "width", "precision", "device"),
 )
 """Of the CSV file."""
@@ -101,7 +105,7 @@ def population(height: int, width: int, precision: Precision = "fp32-strict", re
 
 
 def spread(cases: Sequence[Case], count: int) -> list[Case]:
-    """`count` of the cases at equal distances, so that every family keeps its share.
+    """`count` of the cases: every family keeps its share, and no shape comes twice before all of its family are in.
 
     Raises:
         UserError: unless `count` is from `SMALLEST_FAMILY` to the number of cases.
@@ -109,7 +113,22 @@ def spread(cases: Sequence[Case], count: int) -> list[Case]:
     """
     if not SMALLEST_FAMILY <= count <= len(cases):
         raise UserError(f"the study takes from {SMALLEST_FAMILY} to {len(cases)} networks, not {count}")
-    return [cases[index] for index in np.linspace(0, len(cases) - 1, count).round().astype(int)]
+    shares = Counter(cases[index].model for index in np.linspace(0, len(cases) - 1, count).round().astype(int))
+    shuffled = [cases[index] for index in np.random.default_rng(0).permutation(len(cases))]
+    earlier: Counter[str] = Counter()
+    rounds: dict[str, list[tuple[int, Case]]] = {}
+    for case in shuffled:
+        name = shape(case.model, case.overrides)
+        rounds.setdefault(case.model, []).append((earlier[name], case))
+        earlier[name] += 1
+    return [
+        case for model, share in shares.items() for _, case in sorted(rounds[model], key=lambda entry: entry[0])[:share]
+    ]
+
+
+def shape(model: str, overrides: Mapping[str, Any]) -> str:
+    """Names what a network has in common with those that differ in nothing but the mixer."""
+    return json.dumps([model, {name: value for name, value in overrides.items() if name != "mixer"}], sort_keys=True)
 
 
 def study(
@@ -163,67 +182,89 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return content.getvalue()
 
 
-def pearson(x: Float[np.ndarray, "*rows n"], y: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows"]:
-    """Pearson's correlation over the last axis; NaN where either does not vary."""
-    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
-    scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    # A constant may leave the rounding errors of its mean.
-    varies = (np.ptp(x, -1) > 0) & (np.ptp(y, -1) > 0)
-    return np.where(varies, (x * y).sum(-1) / np.where(varies, scale, 1), np.nan)
+def pearson(
+    x: Float[np.ndarray, "*#rows n"],
+    y: Float[np.ndarray, "*#rows n"],
+    counts: Float[np.ndarray, "*#rows n"] | None = None,
+) -> Float[np.ndarray, "*rows"]:
+    """Pearson's correlation over the last axis, each pair taken `counts` times; NaN where either does not vary."""
+    counts = np.ones_like(x) if counts is None else counts
+    # Not by the variance: a constant may leave the rounding errors of its mean.
+    varies = np.all(
+        [
+            np.where(counts > 0, values, -np.inf).max(-1) > np.where(counts > 0, values, np.inf).min(-1)
+            for values in (x, y)
+        ],
+        axis=0,
+    )
+    total = counts.sum(-1, keepdims=True)
+    x, y = (values - (counts * values).sum(-1, keepdims=True) / total for values in (x, y))
+    scale = np.sqrt((counts * x**2).sum(-1) * (counts * y**2).sum(-1))
+    return np.where(varies, (counts * x * y).sum(-1) / np.where(varies, scale, 1), np.nan)
 
 
-def ranks(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows n"]:
-    """Ranks over the last axis from 1 up; equal values share the mean of theirs."""
-    below = (values[..., :, None] > values[..., None, :]).sum(-1)
-    equal = (values[..., :, None] == values[..., None, :]).sum(-1)
-    return below + (equal + 1) / 2
+def ranks(
+    values: Float[np.ndarray, " n"], counts: Float[np.ndarray, "... n"] | None = None
+) -> Float[np.ndarray, "... n"]:
+    """Ranks from 1 up, each value taken `counts` times; equal values share the mean of theirs."""
+    counts = np.ones_like(values, float) if counts is None else counts
+    below, equal = values[:, None] < values, values[:, None] == values
+    return counts @ below + (counts @ equal + 1) / 2
 
 
 def correlations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How well each of `PREDICTORS` tells each of `TARGETS`, in every family and over all.
 
     Args:
-        rows: one for each network, with those keys and `family`.
+        rows: one for each network, with those keys, `model`, `overrides` and `family`.
 
     Returns:
-        For each family of at least `SMALLEST_FAMILY` networks, predictor and target: `family`, `networks`, `predictor`,
-        `target`, and for `pearson`, `pearson_log` (of the logarithms of both) and `spearman` the coefficient and its
-        `_low` and `_high`, the percentile bootstrap's 95 % interval over networks. None where the predictor does not
-        vary in the family.
+        For each family of at least `SMALLEST_FAMILY` networks, predictor and target: `family`, `networks`, `shapes`
+        (see `shape`), `predictor`, `target`, and for `pearson`, `pearson_log` (of the logarithms of both) and
+        `spearman` the coefficient and its `_low` and `_high`, the percentile bootstrap's 95 % interval over shapes.
+        None where the predictor does not vary in the family; no interval for fewer than `FEWEST_SHAPES`.
 
     """
-    groups = {name: [row for row in rows if name in (ALL, row["family"])] for name in _families(rows)}
-    return [
-        {
-            "family": name,
-            "networks": len(group),
-            "predictor": predictor,
-            "target": target,
-            **coefficients(*(np.array([row[key] for row in group], float) for key in (predictor, target))),
-        }
-        for name, group in groups.items()
-        if len(group) >= SMALLEST_FAMILY
-        for target in TARGETS
-        for predictor in PREDICTORS
-    ]
+    found = []
+    for name in (ALL, *dict.fromkeys(row["family"] for row in rows)):
+        group = [row for row in rows if name in (ALL, row["family"])]
+        if len(group) < SMALLEST_FAMILY:
+            continue
+        figures = {key: np.array([row[key] for row in group], float) for key in (*PREDICTORS, *TARGETS)}
+        shapes = [shape(row["model"], row["overrides"]) for row in group]
+        common = {"family": name, "networks": len(group), "shapes": len(set(shapes))}
+        found += [
+            {
+                **common,
+                "predictor": predictor,
+                "target": target,
+                **coefficients(figures[predictor], figures[target], shapes),
+            }
+            for target in TARGETS
+            for predictor in PREDICTORS
+        ]
+    return found
 
 
-def _families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [ALL, *dict.fromkeys(row["family"] for row in rows)]
-
-
-def coefficients(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dict[str, float | None]:
-    """The part of `correlations` that is of two positive figures of the same networks."""
-    # The same networks are drawn whatever is correlated.
-    drawn = np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))
+def coefficients(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], shapes: Sequence[str]
+) -> dict[str, float | None]:
+    """The part of `correlations` that is of two positive figures of the same networks, each of one of `shapes`."""
+    distinct, member = np.unique(shapes, return_inverse=True)
+    # Networks of one shape deviate together, so all or none are drawn. The same are, whatever is correlated.
+    drawn = np.random.default_rng(0).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), RESAMPLES)
+    counts = drawn[:, member].astype(float)
     result = {}
-    for name, transform in (("pearson", np.asarray), ("pearson_log", np.log), ("spearman", ranks)):
-        result[name] = _number(pearson(transform(x), transform(y)))
-        resampled = pearson(transform(x[drawn]), transform(y[drawn]))
-        # A draw of one network again and again has no correlation.
+    for name, power in (("pearson", np.asarray), ("pearson_log", np.log), ("spearman", None)):
+        if power:
+            value, resampled = pearson(power(x), power(y)), pearson(power(x), power(y), counts)
+        else:
+            value, resampled = pearson(ranks(x), ranks(y)), pearson(ranks(x, counts), ranks(y, counts), counts)
+        # A draw of one shape again and again may have no correlation.
         resampled = resampled[np.isfinite(resampled)]
-        low, high = np.percentile(resampled, (2.5, 97.5)) if len(resampled) else (np.nan, np.nan)
-        result |= {f"{name}_low": _number(low), f"{name}_high": _number(high)}
+        enough = len(distinct) >= FEWEST_SHAPES and len(resampled)
+        low, high = np.percentile(resampled, (2.5, 97.5)) if enough else (np.nan, np.nan)
+        result |= {name: _number(value), f"{name}_low": _number(low), f"{name}_high": _number(high)}
     return result
 
 

@@ -29,12 +29,13 @@ from gamax.benchmark.case import (
     usable_cores,
 )
 from gamax.benchmark.roofline import MATMUL_PRECISION
-from gamax.environment import versions
+from gamax.environment import nvidia_driver, versions
 from gamax.evaluation.restorer import apply_network
 from gamax.interop.key_maps import KeyMap, find_key_map
 from gamax.interop.torch_weights import export_tensors
 
 WARM_UP_CALLS = 2
+COUNTER = "device counter since the start of the process, compilation included"
 BETA = 0.9
 """Of both moments of AdamW."""
 
@@ -44,16 +45,16 @@ def prepare(case: Case) -> Prepared:
     # Where it takes most of an accelerator at once, workers of other rows find none.
     preallocate = os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = jax.devices()[0]
-    resident = memory.resident_bytes()
     model = network(case)
     pairs = [images_and_targets(case, number) for number in range(2)]
     params = random_parameters(model)
     with jax.default_matmul_precision(MATMUL_PRECISION[case.precision]):
         make = _prepare_inference if case.task == "infer" else _prepare_training
-        call, outputs, facts, compiled = make(model, params, pairs)
+        call, outputs, facts, compiled, held = make(model, params, pairs)
+        # Read back where it was compiled, not repeated.
+        precision = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
     for number in range(WARM_UP_CALLS):
         call(number)
-    memory.reset_peak()
     return Prepared(
         call=call,
         outputs=outputs,
@@ -62,15 +63,18 @@ def prepare(case: Case) -> Prepared:
             **_xla_costs(compiled),
             "device": device_name(None if device.platform == "cpu" else device.device_kind),
             "versions": versions(),
+            "driver": None if device.platform == "cpu" else nvidia_driver(),
+            # Of an accelerator it names the libraries that XLA was built for.
+            "platform_version": device.client.platform_version,
             # XLA's CPU client takes one for each core, unless this variable says otherwise.
             "threads": int(os.environ.get("NPROC", usable_cores())),
             "memory_format": "channels_last",
             "flags": {
-                "jax_default_matmul_precision": MATMUL_PRECISION[case.precision],
+                "jax_default_matmul_precision": precision,
                 "XLA_PYTHON_CLIENT_PREALLOCATE": preallocate,
             },
         },
-        peak_memory=partial(_memory, compiled, device, resident),
+        peak_memory=partial(_memory, compiled, device, held),
     )
 
 
@@ -83,7 +87,8 @@ def _prepare_inference(model: nn.Module, params: Any, pairs: list[Any]) -> tuple
         return compiled(params, images[number % 2]).block_until_ready()
 
     output, first_call_ms = _timed(partial(call, 0))
-    return call, {"output": np.asarray(output)}, {**facts, "first_call_ms": first_call_ms}, compiled
+    facts |= {"first_call_ms": first_call_ms}
+    return call, {"output": np.asarray(output)}, facts, compiled, _bytes((params, images))
 
 
 def _prepare_training(model: nn.Module, params: Any, pairs: list[Any]) -> tuple[Any, ...]:
@@ -116,7 +121,13 @@ def _prepare_training(model: nn.Module, params: Any, pairs: list[Any]) -> tuple[
     moment = optax.tree.get(state[1], "mu")
     gradient = jax.tree.map(lambda value: np.asarray(value) / np.float32(1 - BETA), moment)
     outputs = {"output": output, "loss": np.asarray(loss), **_gradients(model, gradient)}
-    return call, outputs, {**facts, "first_call_ms": first_call_ms}, compiled
+    # A step returns the loss from before its update, so the second one has that after one update.
+    outputs["loss_after_update"] = np.asarray(call(0))
+    return call, outputs, {**facts, "first_call_ms": first_call_ms}, compiled, _bytes((state, inputs))
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(arrays))
 
 
 def _gradients(model: nn.Module, gradient: Any) -> dict[str, np.ndarray]:
@@ -187,7 +198,7 @@ def _xla_costs(compiled: Any) -> dict[str, Any]:
     return {"xla_flops": analysis.get("flops"), "xla_bytes": analysis.get("bytes accessed")}
 
 
-def _memory(compiled: Any, device: Any, resident: int) -> dict[str, Any]:
+def _memory(compiled: Any, device: Any, held: int) -> dict[str, Any]:
     """The peak on the device where it is counted, else that of the process; beside it what the program plans."""
     plan = compiled.memory_analysis()
     planned = (
@@ -195,7 +206,7 @@ def _memory(compiled: Any, device: Any, resident: int) -> dict[str, Any]:
     )
     counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
-        "peak_memory_bytes": counted or memory.peak_bytes() - resident,
-        "peak_memory_method": "device counter" if counted else memory.PEAK_METHOD,
+        "peak_memory_bytes": counted or memory.peak_of_calls(held),
+        "peak_memory_method": COUNTER if counted else memory.PEAK_METHOD,
         "program_bytes": planned,
     }

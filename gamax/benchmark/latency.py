@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from gamax.benchmark.case import Case, check_case, images_and_targets, network
+from gamax.benchmark.case import Case, Prepared, check_case, images_and_targets, network
 from gamax.benchmark.memory import reset_peak
 from gamax.errors import UserError
 
 WORKER = (sys.executable, "-m", "gamax.benchmark.latency")
 """The program that measures a row; its argument is a case as JSON."""
 
-SECONDS_PER_ROW = 10.0
+SECONDS_PER_ROW = 6.0
 """Of timed calls: a slow row makes fewer than `repeats`."""
 FEWEST_CALLS = 3
 """Of timed calls, however slow they are, unless a case asks for fewer."""
@@ -39,13 +39,17 @@ FEWEST_CALLS = 3
 SMALLEST_GRADIENT = 1e-3
 """Gradients of arrays are compared relative to their norm, but at least to this part of the largest norm: some are zero
 but for rounding."""
-PROBED = 32
-"""Arrays, and numbers of the output, that a row keeps of its outputs."""
+PROBED_PIXELS = 256
+"""Numbers of the output that a row keeps."""
+PROBED_GRADIENTS, PROBED_NUMBERS = 32, 8
+"""Gradients of which a row keeps the norm and some numbers, and how many of each."""
+LOSSES = ("loss", "loss_after_update")
+"""Outputs of `train` that are compared relatively, where both backends have them."""
 
 
 def measure(
     cases: Sequence[Case],
-    rounds: int = 5,
+    rounds: int = 3,
     *,
     roofline: Mapping[str, Any] | None = None,
     keep_failures: bool = False,
@@ -73,7 +77,8 @@ def measure(
         check_case(case)
     together = {"started": datetime.now(UTC).isoformat(), "rounds": rounds}
     rows: list[dict[str, Any]] = [{**dataclasses.asdict(case), **together} for case in cases]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+    # What a process that is being killed writes there in the last moment is not worth the rows.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as running:
         workers: list[Callable[[str], dict[str, Any]]] = []
 
         def attempt(index: int, step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def measure(
             # Only now, as its start would disturb the compilation of the one before.
             workers.append(running.enter_context(_worker(case, Path(folder, str(index)))))
             ready = attempt(index, workers[index], "prepare")
-            calls.append(_timed_calls(case, ready.pop("warm_call_ms", 0)))
+            calls.append(timed_calls(case, ready.pop("warm_call_ms", 0)))
             rows[index] |= ready
             if ready:
                 alike = json.dumps(dataclasses.asdict(dataclasses.replace(case, backend="")))
@@ -120,16 +125,18 @@ def measure(
 def _worker(case: Case, files: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
     """A process for a case, and a function that hands it a request and waits for the answer.
 
-    It and whatever it started end with the context. `files` without a suffix is where it may write.
+    It and whatever it started end with the context. `files` without a suffix is where it may write; compilers put their
+    caches beside it, as a process that is killed does not remove them.
     """
     messages = files.with_suffix(".stderr")
     command = [*WORKER, json.dumps(dataclasses.asdict(case)), str(files.with_suffix(".npz"))]
-    pipe = subprocess.PIPE
-    with (
-        messages.open("w") as errors,
-        # A session of its own, so that its children can be ended with it.
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, start_new_session=True) as process,
-    ):
+    options: dict[str, Any] = {
+        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+        "env": {**os.environ, "TMPDIR": str(files.parent)},
+        # So that its children can be ended with it.
+        "start_new_session": True,
+    }
+    with messages.open("w") as errors, subprocess.Popen(command, stderr=errors, **options) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         requests, answers = process.stdin, process.stdout
@@ -166,7 +173,8 @@ def _reason(code: int, messages: Path) -> str:
     return (exceptions or lines or [f"it ended with code {code}"])[-1].removeprefix("gamax.errors.UserError: ")
 
 
-def _timed_calls(case: Case, warm_call_ms: float) -> int:
+def timed_calls(case: Case, warm_call_ms: float) -> int:
+    """How many calls of a case are timed whose call before took so long."""
     affordable = int(1e3 * SECONDS_PER_ROW / max(warm_call_ms, 1e-6))
     return min(case.repeats, max(FEWEST_CALLS, affordable))
 
@@ -186,7 +194,8 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
     """How far the outputs of two backends are apart, the worst of three: not finite where one of them is not.
 
     The output: the largest difference, relative to `output_scale`, the largest change that the network makes to its
-    input. The loss: relative. Gradients: the norm of the difference of each array, relative to its norm.
+    input. The loss, and that after the update where both have it: relative. Gradients: the norm of the difference of
+    each array, relative to its norm.
 
     Raises:
         UserError: if the arrays have other names or shapes.
@@ -194,32 +203,44 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
     """
     shapes = [{name: side[name].shape for name in side} for side in (ours, theirs)]
     for name in {**shapes[0], **shapes[1]}:
-        if shapes[0].get(name) != shapes[1].get(name):
+        if name != "loss_after_update" and shapes[0].get(name) != shapes[1].get(name):
             raise UserError(
                 f"two backends cannot be compared: '{name}' is {shapes[0].get(name)} in one and "
                 f"{shapes[1].get(name)} in the other"
             )
     differences = [np.abs(ours["output"] - theirs["output"]).max() / output_scale]
-    if "loss" in theirs:
-        differences.append(np.abs(ours["loss"] - theirs["loss"]) / np.abs(theirs["loss"]))
-    gradients = [name for name in theirs if name.startswith("gradient/")]
-    if gradients:
-        norms = np.array([np.linalg.norm(theirs[name]) for name in gradients])
-        apart = np.array([np.linalg.norm(ours[name] - theirs[name]) for name in gradients])
-        differences.append((apart / np.maximum(norms, SMALLEST_GRADIENT * norms.max())).max())
+    differences += [np.abs(ours[name] / theirs[name] - 1) for name in LOSSES if name in ours and name in theirs]
+    norms = _gradient_norms(theirs)
+    differences += [np.linalg.norm(ours[name] - theirs[name]) / norm for name, norm in norms.items()]
     return float(np.max(differences))
 
 
-def probe(outputs: Mapping[str, np.ndarray], output_scale: float) -> list[float]:
-    """A few numbers of the outputs in the units of `largest_difference`, for rows that are measured apart.
+def _gradient_norms(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Norms of all gradients, none smaller than `SMALLEST_GRADIENT` of the largest."""
+    norms = {name: float(np.linalg.norm(outputs[name])) for name in outputs if name.startswith("gradient/")}
+    smallest = SMALLEST_GRADIENT * np.max([*norms.values()]) if norms else 0
+    # That of NumPy, which hands on what is not a number.
+    return {name: float(np.maximum(norm, smallest)) for name, norm in norms.items()}
 
-    `PROBED` of the output, and one of each of as many gradients.
+
+def probe(outputs: Mapping[str, np.ndarray], output_scale: float) -> dict[str, list[float]]:
+    """A few numbers of the outputs, for rows that are measured apart; where they come from is the same in all of them.
+
+    `probe` is in the units of `largest_difference`: `PROBED_PIXELS` of the output, at random places, and
+    `PROBED_NUMBERS` of each of `PROBED_GRADIENTS`. `probe_relative` is to be compared relatively: `LOSSES` and the
+    norms of those gradients.
     """
-    gradients = [name for name in outputs if name.startswith("gradient/")]
-    chosen = [outputs[name].ravel() for name in sorted(gradients)[:: -(-len(gradients) // PROBED) or 1]]
-    flat = outputs["output"].ravel()
-    values = flat[:: -(-flat.size // PROBED)] / output_scale
-    return [*map(float, values), *(float(array[array.size // 2] / (np.linalg.norm(array) or 1)) for array in chosen)]
+    # At regular distances they would all come from a few columns.
+    rng = np.random.default_rng(0)
+    norms = _gradient_norms(outputs)
+    chosen = sorted(norms)[:: -(-len(norms) // PROBED_GRADIENTS) or 1]
+    values = rng.choice(outputs["output"].ravel(), PROBED_PIXELS) / output_scale
+    gradients = [rng.choice(outputs[name].ravel(), PROBED_NUMBERS) / norms[name] for name in chosen]
+    losses = [float(outputs[name]) for name in LOSSES if name in outputs]
+    return {
+        "probe": np.concatenate([values, *gradients]).tolist(),
+        "probe_relative": [*losses, *(norms[name] for name in chosen)],
+    }
 
 
 def _figures(row: Mapping[str, Any], latencies: Sequence[float], roofline: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -234,6 +255,7 @@ def _figures(row: Mapping[str, Any], latencies: Sequence[float], roofline: Mappi
         "latency_ms_p10": p10,
         "latency_ms_p90": p90,
         "latency_ms": list(latencies),
+        "timed_calls": len(latencies),
         "images_per_second": 1e3 * row["batch"] / median,
         **(floor_ms(products, roofline, median) if roofline else {}),
         "environment": {**row["environment"], "command": sys.argv, "flags": flags()},
@@ -256,6 +278,8 @@ def serve() -> None:
 
 def _handler(case: Case, outputs: Path) -> Callable[..., dict[str, Any]]:
     import jax
+
+    from gamax.training.watching import peak_process_bytes
 
     if case.backend != "jax":
         # It makes parameters and counts products; the accelerator's memory is for PyTorch.
@@ -282,27 +306,30 @@ def _handler(case: Case, outputs: Path) -> Callable[..., dict[str, Any]]:
             scale = float(np.abs(output - images if output.shape == images.shape else output).max())
             if not np.isfinite(scale):
                 raise UserError("its output is not finite")
-            found = {"output_scale": scale, "probe": probe(prepared.outputs, scale), "warm_call_ms": timed_call()}
+            found = {"output_scale": scale, **probe(prepared.outputs, scale), "warm_call_ms": timed_call()}
             # Outputs, such as all gradients, are no part of the memory that the calls take.
             prepared = dataclasses.replace(prepared, outputs={})
+            # The system's own peak starts anew too.
+            found["peak_process_bytes"] = peak_process_bytes()
             reset_peak()
             return {**prepared.facts, **found}
         if request == "measure":
             timed_call()
             return {"latency_ms": [timed_call() for _ in range(int(count))]}
-        return _finished(case, prepared.peak_memory())
+        return _finished(case, prepared)
 
     return handle
 
 
-def _finished(case: Case, peak_memory: dict[str, Any]) -> dict[str, Any]:
+def _finished(case: Case, prepared: Prepared) -> dict[str, Any]:
     """What is known once the calls are timed; counting comes last, as it takes memory."""
     from gamax.benchmark.cost import model_cost
     from gamax.environment import environment
     from gamax.models import abstract_params, count_parameters
-    from gamax.training.watching import peak_process_bytes
 
-    peak = {**peak_memory, "peak_process_bytes": peak_process_bytes()}
+    peak = prepared.peak_memory()
+    # JAX sees only the processor in workers of PyTorch.
+    device = {} if case.backend == "jax" else {"devices": [prepared.facts["device"]]}
     model = network(case)
     params = abstract_params(model)
     cost = model_cost(model, params, case.height, case.width, case.batch)
@@ -315,7 +342,7 @@ def _finished(case: Case, peak_memory: dict[str, Any]) -> dict[str, Any]:
         "product_bytes": products.product_bytes,
         "activations": cost.activations,
         "depth": cost.depth,
-        "environment": environment(),
+        "environment": environment() | device,
     }
 
 

@@ -1,4 +1,4 @@
-"""Resident memory of this process, and its peak: the one method that programs of any framework share on a CPU."""
+"""What the timed calls of a program take on a CPU: the one method that programs of any framework share."""
 
 from __future__ import annotations
 
@@ -16,35 +16,45 @@ CAN_RESET = _CLEAR.exists()
 """Whether the peak can be set back, which Linux alone does."""
 
 PEAK_METHOD = (
-    "peak resident memory of the process during the timed calls, less what was resident before the network was built"
+    "peak resident memory of the process during the timed calls, less what was resident right before them, plus the "
+    "bytes of parameters, optimizer state and inputs"
     if CAN_RESET
-    else "peak resident memory of the process since its start, less what was resident before the network was built"
+    else "peak resident memory of the process since its start, compilation included"
 )
-"""What `peak_bytes() - resident_bytes()` means, the second taken before the network is built, in words."""
+"""What `peak_of_calls` returns, in words."""
+
+_resident_at_reset = 0
+"""Of this process, as is the peak that the system keeps."""
 
 
 def resident_bytes() -> int:
-    """What the process holds in memory now, without what it has freed; not on Linux, the most that it ever held."""
-    if not CAN_RESET:
-        return _peak_since_start()
+    """What the process holds in memory now, without what it has freed; Linux only."""
     _give_back()
     return _status("VmRSS")
 
 
 def reset_peak() -> None:
-    """Lets the peak start anew from `resident_bytes()`; where the system cannot (`CAN_RESET`), it stays what it was."""
+    """Begins what `peak_of_calls` measures: after warm-up, which leaves compilers and frameworks as they will stay.
+
+    Where the system cannot (`CAN_RESET`), the peak stays what it was.
+    """
+    global _resident_at_reset
     if CAN_RESET:
-        _give_back()
+        _resident_at_reset = resident_bytes()
         _CLEAR.write_text("5")
 
 
-def peak_bytes() -> int:
-    """The most that the process held in memory at once since `reset_peak`; not on Linux, since its start."""
-    return _status("VmHWM") if CAN_RESET else _peak_since_start()
+def peak_of_calls(held: int) -> int:
+    """The most memory that the calls since `reset_peak` took, as `PEAK_METHOD` says.
+
+    Args:
+        held: bytes of parameters, optimizer state and inputs, which were there before the calls.
+    """
+    return _status("VmHWM") - _resident_at_reset + held if CAN_RESET else _peak_since_start()
 
 
 def _give_back() -> None:
-    """Returns freed memory to the system: what a compiler left free would count as used by the network."""
+    """Returns freed memory to the system: what a compiler left free would count as used, or hide what is."""
     gc.collect()
     libc = ctypes.CDLL(None)
     # glibc's; other C libraries give memory back by themselves.

@@ -30,6 +30,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 MILLISECONDS, GIGA_MULTIPLY_ADDS = "latency, ms (median; bars: p10 to p90)", "multiply-adds, G"
 
+PROGRAM_MEMORY = "arguments, results and temporaries that the compiled program of JAX plans for"
+"""How `program_bytes` of a row is found."""
+
 PUBLISHED_SIDD = {
     **{"nafnet_sidd_w32": 39.9672, "nafnet_sidd_w64": 40.3045, "restormer_denoising": 40.02},
     **{"baseline_sidd_w32": 39.8857, "baseline_sidd_w64": 40.2970, "plainnet_sidd_w32": 39.29},
@@ -52,7 +55,7 @@ def latency_against_multiply_adds(rows: Sequence[Row], path: Path) -> Figure:
 
 def memory_against_parameters(rows: Sequence[Row], path: Path) -> Figure:
     """Peak memory against the number of parameters, a series for each backend."""
-    figure, axes = _figure(rows, memory=True)
+    figure, axes = _figure(rows, memory=_joined(rows, "peak_memory_method"))
     for style, backend, group in _styled(rows, "backend"):
         parameters = [row["parameters"] / 1e6 for row in group]
         axes.plot(parameters, [row["peak_memory_bytes"] / 1e6 for row in group], ls="", label=backend, **style)
@@ -128,7 +131,7 @@ def correlation_scatter(rows: Sequence[Row], path: Path, pairs: Sequence[tuple[s
 
     """
     columns = min(len(pairs), 2)
-    figure, panels = _figure(rows, -(-len(pairs) // columns), columns, memory=True)
+    figure, panels = _figure(rows, -(-len(pairs) // columns), columns, memory=PROGRAM_MEMORY)
     for axes, (key, target) in zip(np.ravel(panels), pairs, strict=True):
         for style, family, group in _styled(rows, "family"):
             x, y = ([row[name] / AXES[name][1] for row in group] for name in (key, target))
@@ -144,7 +147,7 @@ AXES = {
     "product_bytes": ("bytes moved by products, MB", 1e6),
     "depth": ("convolutions and matrix products that run", 1),
     "latency_ms_median": ("latency, ms (median)", 1),
-    "peak_memory_bytes": ("peak memory, MB", 1e6),
+    "program_bytes": ("memory of the program, MB", 1e6),
 }
 """What an axis says, and what a value is divided by."""
 
@@ -157,16 +160,16 @@ def scaling_panels(sweeps: Mapping[str, Sequence[Row]], path: Path) -> Figure:
         path: the PNG.
 
     """
-    figure, panels = _figure(list(chain(*sweeps.values())), 2, len(sweeps), memory=True)
+    figure, panels = _figure(list(chain(*sweeps.values())), 2, len(sweeps), memory=PROGRAM_MEMORY)
     for column, (label, rows) in zip(np.reshape(panels, (2, -1)).T, sweeps.items(), strict=True):
-        for axes, key in zip(column, ("latency_ms_median", "peak_memory_bytes"), strict=True):
+        for axes, key in zip(column, ("latency_ms_median", "program_bytes"), strict=True):
             name, unit = AXES[key]
             _lines(axes, rows, lambda row: row["along"], lambda row, key=key, unit=unit: row[key] / unit)
             _finish(axes, label, name)
     return _save(figure, path)
 
 
-def _figure(rows: Sequence[Row], height: int = 1, width: int = 1, *, memory: bool = False) -> tuple[Figure, Any]:
+def _figure(rows: Sequence[Row], height: int = 1, width: int = 1, *, memory: str = "") -> tuple[Figure, Any]:
     if not rows:
         raise UserError("there are no rows to draw; measure some first")
     figure = Figure((3 + 4.8 * width, 0.8 + 4.4 * height), dpi=110, layout="constrained")
@@ -174,7 +177,7 @@ def _figure(rows: Sequence[Row], height: int = 1, width: int = 1, *, memory: boo
     found = {name: {row["versions"][name] for row in rows if name in row["versions"]} for name in packages}
     versions = [f"{name} {', '.join(sorted(values))}" for name, values in found.items() if values]
     title = f"{_joined(rows, 'device')}; {_joined(rows, 'precision')}; {', '.join(versions)}"
-    notes = [title, f"Memory: {_joined(rows, 'peak_memory_method')}"] if memory else [title]
+    notes = [title, f"Memory: {memory}"] if memory else [title]
     characters = int(13 * figure.get_figwidth())
     figure.suptitle("\n".join(textwrap.fill(note, characters) for note in notes), fontsize=9)
     return figure, figure.subplots(height, width)

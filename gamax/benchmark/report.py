@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ BOUNDS = {"fp32-strict": 1e-4, "tf32": 0.03, "bf16": 0.25}
 relative to what."""
 
 COLUMNS = (
-    *("backend", "median ms", "p10", "p90", "to PyTorch", "compile s", "warm s", "peak MB", "difference"),
+    *("backend", "calls", "median ms", "p10", "p90", "to PyTorch", "compile s", "peak MB", "difference"),
     *("of roofline", "G multiply-adds"),
 )
+"""As many as 120 letters hold."""
+
+FEWEST_FOR_PERCENTILES = 8
+"""Timed calls; the 10th percentile of fewer is all but the fastest of them."""
+
+THREAD_VARIABLES = ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Each sets the threads of one framework and not of the other."""
 
 
 def comparisons(rows: Sequence[Row]) -> list[list[Row]]:
@@ -42,19 +50,22 @@ def comparisons(rows: Sequence[Row]) -> list[list[Row]]:
 def check_comparable(rows: Sequence[Row]) -> None:
     """Refuses to compare rows of one network and size unless only the backend decides their figures.
 
-    Every backend must have been measured in the same precisions, on the same device and under the same variables of
-    the environment (`gamax.environment.FLAGS`), and its outputs must be within `BOUNDS` of the others': of those that
-    it was measured together with by all of them, of others by the few numbers that rows keep. Rows that failed are left
-    out.
+    Every backend must have been measured in the same precisions, by the same code and versions, on the same device and
+    system, under the same variables of the environment (`gamax.environment.FLAGS`) and with as many threads where
+    these are set (`THREAD_VARIABLES`). Its outputs must be within `BOUNDS` of the others': of those that it was
+    measured together with by all of them, of others by the few numbers that rows keep. Rows that failed count as
+    measured in their precision, and are left out otherwise.
 
     Raises:
         UserError: that names the first fault.
 
     """
+    tried = rows
     rows = [row for row in rows if "failure" not in row]
-    precisions: dict[str, set[str]] = {}
-    for row in rows:
-        precisions.setdefault(row["backend"], set()).add(row["precision"])
+    # A backend that failed at everything has no figures to refuse.
+    precisions: dict[str, set[str]] = {row["backend"]: set() for row in rows}
+    for row in tried:
+        precisions.get(row["backend"], set()).add(row["precision"])
     for backend, measured in precisions.items():
         first = next(iter(precisions))
         if measured != precisions[first]:
@@ -64,18 +75,29 @@ def check_comparable(rows: Sequence[Row]) -> None:
                 "in the same precision"
             )
     for row in rows:
-        if row["device"] != rows[0]["device"]:
-            raise UserError(
-                f"the rows of {row['model']} are not comparable: {rows[0]['backend']} was measured on "
-                f"'{rows[0]['device']}' and {row['backend']} on '{row['device']}'; measure both on one device"
-            )
-    for row in rows:
-        flags, first = row["environment"]["flags"], rows[0]["environment"]["flags"]
-        if flags != first:
-            raise UserError(
-                f"the rows of {row['model']} are not comparable: {rows[0]['backend']} was measured with the variables "
-                f"{first} and {row['backend']} with {flags}; measure both alike"
-            )
+        for words, of, advice in _CIRCUMSTANCES:
+            ours, theirs = of(rows[0]), of(row)
+            # Files of older versions do not say everything.
+            if None not in (ours, theirs) and ours != theirs:
+                raise UserError(
+                    f"the rows of {row['model']} are not comparable: {rows[0]['backend']} was measured {words} "
+                    f"{ours!r} and {row['backend']} {words} {theirs!r}; {advice}"
+                )
+    for row, other in itertools.combinations(rows, 2):
+        for name, version in row["versions"].items():
+            if other["versions"].get(name, version) != version:
+                raise UserError(
+                    f"the rows of {row['model']} are not comparable: {row['backend']} was measured with {name} "
+                    f"{version} and {other['backend']} with {name} {other['versions'][name]}; measure both with one "
+                    "version"
+                )
+    variables = [name for name in THREAD_VARIABLES if rows and name in rows[0]["environment"]["flags"]]
+    note = threads_note(rows)
+    if variables and note:
+        raise UserError(
+            f"the rows of {rows[0]['model']} are not comparable: {note}, as {' and '.join(variables)} "
+            f"{'is' if len(variables) == 1 else 'are'} set; give both as many threads, or none of these variables"
+        )
     for row in rows:
         bound = BOUNDS[row["precision"]]
         difference = _difference(row, [other for other in rows if other["precision"] == row["precision"]])
@@ -86,16 +108,44 @@ def check_comparable(rows: Sequence[Row]) -> None:
             )
 
 
+_CIRCUMSTANCES: tuple[tuple[str, Callable[[Row], Any], str], ...] = (
+    ("on", lambda row: row["device"], "measure both on one device"),
+    ("under", lambda row: row["environment"].get("platform"), "measure both on one system"),
+    ("with the variables", lambda row: row["environment"]["flags"], "measure both alike"),
+    ("by the code", lambda row: row.get("source_sha256"), "measure both with one version of gamax"),
+)
+"""What must not differ: words that come before it, where rows keep it, and what to do."""
+
+
+def threads_note(rows: Sequence[Row]) -> str | None:
+    """Says how many threads each backend took where they differ and a processor computed; None otherwise.
+
+    Frameworks may differ honestly: one takes a thread for each core, another for each that a core runs at once.
+    """
+    threads = {
+        row["backend"]: row["threads"]
+        for row in rows
+        if "failure" not in row and "threads" in row and re.search(r", \d+ cores?$", row["device"])
+    }
+    if len(set(threads.values())) < 2:
+        return None
+    return "the threads differ: " + ", ".join(f"{count} in {backend}" for backend, count in threads.items())
+
+
 def _difference(row: Row, others: Sequence[Row]) -> float:
     """The largest known difference between the outputs of a row and those of others."""
     together = np.nan if row["difference"] is None else row["difference"]
-    ours = np.array(row["probe"])
-    apart = [
-        np.abs(ours - np.array(other["probe"])).max() if len(other["probe"]) == len(ours) else np.inf
-        for other in others
-        if other["started"] != row["started"]
-    ]
+    apart = [_difference_apart(row, other) for other in others if other["started"] != row["started"]]
     return float(np.max([together, *apart]))
+
+
+def _difference_apart(row: Row, other: Row) -> float:
+    """By the numbers that rows keep of their outputs, of `gamax.benchmark.latency.probe`."""
+    values, other_values = np.array(row["probe"]), np.array(other["probe"])
+    sizes, other_sizes = (np.array(side.get("probe_relative", [])) for side in (row, other))
+    if (values.shape, sizes.shape) != (other_values.shape, other_sizes.shape):
+        return np.inf
+    return float(np.max([*np.abs(values - other_values), *np.abs(sizes / other_sizes - 1)]))
 
 
 def table(rows: Sequence[Row], *, comparable: bool = True) -> list[dict[str, str]]:
@@ -117,12 +167,9 @@ def table(rows: Sequence[Row], *, comparable: bool = True) -> list[dict[str, str
         lines.append(
             {
                 **line,
-                "median ms": _milliseconds(row["latency_ms_median"]),
-                "p10": _milliseconds(row["latency_ms_p10"]),
-                "p90": _milliseconds(row["latency_ms_p90"]),
+                **time_cells(row),
                 "to PyTorch": ratio if comparable else "refused",
                 "compile s": _seconds(row["compile_cold_seconds"]),
-                "warm s": _seconds(row["compile_warm_seconds"]),
                 "peak MB": f"{row['peak_memory_bytes'] / 1e6:.0f}",
                 "difference": "" if row["difference"] is None else f"{row['difference']:.0e}",
                 "of roofline": f"{row['roofline_fraction']:.0%}" if "roofline_fraction" in row else "",
@@ -130,6 +177,18 @@ def table(rows: Sequence[Row], *, comparable: bool = True) -> list[dict[str, str
         )
         lines[0]["G multiply-adds"] = f"{row['multiply_adds'] / 1e9:.2f}"
     return lines
+
+
+def time_cells(row: Row) -> dict[str, str]:
+    """The number of timed calls and their percentiles; of few calls only the median says something."""
+    calls = len(row["latency_ms"])
+    known = calls >= FEWEST_FOR_PERCENTILES
+    return {
+        "calls": str(calls),
+        "median ms": _milliseconds(row["latency_ms_median"]),
+        "p10": _milliseconds(row["latency_ms_p10"]) if known else "",
+        "p90": _milliseconds(row["latency_ms_p90"]) if known else "",
+    }
 
 
 def _milliseconds(value: float) -> str:

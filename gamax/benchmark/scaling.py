@@ -29,13 +29,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gamax.benchmark.case import Case, device_name, images_and_targets, network, random_parameters
 from gamax.benchmark.comparison import find_rows, measure_groups, read_rows, source_sha256
 from gamax.benchmark.cost import model_cost
+from gamax.benchmark.latency import timed_calls
 from gamax.benchmark.plots import scaling_panels
 from gamax.benchmark.roofline import MATMUL_PRECISION
 from gamax.console import say
 from gamax.environment import environment, flags, versions
 from gamax.errors import UserError
 from gamax.evaluation.restorer import apply_network
-from gamax.files import write_json
+from gamax.files import replace_atomically, write_json
 from gamax.models import abstract_params, count_parameters
 
 Sweep = Literal["pixels", "width", "batch", "devices"]
@@ -46,7 +47,7 @@ LABELS: dict[Sweep, str] = {
     "pixels": "pixels of the image, millions",
     "width": "channels at full resolution",
     "batch": "images in a call",
-    "devices": "simulated devices\n(they share the same cores: no gain in speed)",
+    "devices": "simulated devices (memory: of one)\n(they share the same cores: no gain in speed)",
 }
 """What the horizontal axis of a sweep says."""
 
@@ -203,7 +204,7 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "points": len(line),
             **{
                 name: slope([row["along"] for row in line], [row[key] for row in line])
-                for name, key in (("latency", "latency_ms_median"), ("memory", "peak_memory_bytes"))
+                for name, key in (("latency", "latency_ms_median"), ("memory", "program_bytes"))
             },
         }
         for (model, sweep), line in lines.items()
@@ -228,8 +229,7 @@ def _split_row(case: Case, devices: int, path: Path) -> dict[str, Any]:
         # Those that were given: the number of devices is a field of its own.
         "environment": {**measured["environment"], "flags": flags()},
     }
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    replace_atomically(path, "".join(json.dumps(each) + "\n" for each in [*rows, row]).encode())
     return row
 
 
@@ -299,9 +299,8 @@ def split_here(case: Case, devices: int) -> dict[str, Any]:
         jax.block_until_ready(compiled(params, inputs[index % 2]))
         return 1e3 * (time.perf_counter() - started)
 
-    for index in range(2):
-        call(index)
-    latencies = [call(index) for index in range(case.repeats)]
+    call(0)
+    latencies = [call(index) for index in range(timed_calls(case, call(1)))]
     p10, median, p90 = np.percentile(latencies, [10, 50, 90])
     return {
         **dataclasses.asdict(case),
@@ -310,8 +309,8 @@ def split_here(case: Case, devices: int) -> dict[str, Any]:
         "latency_ms_p10": p10,
         "latency_ms_p90": p90,
         "latency_ms": latencies,
-        "peak_memory_bytes": _program_bytes(compiled),
-        "peak_memory_method": "arguments + output + temporaries of the program, of one device",
+        # Of one device.
+        "program_bytes": _program_bytes(compiled),
         "parameters": count_parameters(params),
         **dataclasses.asdict(model_cost(model, params, case.height, case.width, case.batch)),
         "device": device_name(),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gamax.benchmark import comparison, correlation
 from gamax.benchmark.case import Case, device_name
 from gamax.benchmark.correlation import (
     ALL,
+    FEWEST_SHAPES,
     PREDICTORS,
     TARGETS,
     coefficients,
@@ -20,10 +22,12 @@ from gamax.benchmark.correlation import (
     pearson,
     population,
     ranks,
+    shape,
     spread,
     study,
 )
 from gamax.benchmark.cost import model_multiply_adds
+from gamax.benchmark.plots import PROGRAM_MEMORY
 from gamax.cli_bench_studies import BenchCorrelation
 from gamax.errors import UserError
 from gamax.models import abstract_params, create_model
@@ -36,7 +40,8 @@ def simulated(count: int, noise: float = 0.3, seed: int = 0) -> list[dict[str, o
     for index in range(count):
         size = rng.normal()
         figures = {key: np.exp(size + noise * rng.normal()) for key in (*PREDICTORS, *TARGETS)}
-        rows.append({**figures, "multiply_adds": np.exp(size), "depth": 36, "family": ("even", "odd")[index % 2]})
+        network = {"model": "unet", "overrides": {"width": index}, "family": ("even", "odd")[index % 2]}
+        rows.append({**figures, **network, "multiply_adds": np.exp(size), "depth": 36})
     return rows
 
 
@@ -57,14 +62,26 @@ def test_coefficients_by_hand():
     assert np.isnan(pearson(np.full(3, 0.1), np.array([1.0, 3, 2])))
 
 
+def test_counts_are_copies():
+    rng = np.random.default_rng(0)
+    x, y, counts = rng.integers(0, 5, 12).astype(float), rng.normal(size=12), rng.integers(0, 4, (3, 12)).astype(float)
+    found = pearson(ranks(x, counts), ranks(y, counts), counts)
+    for row, given in zip(found, counts, strict=True):
+        copies = [np.repeat(values, given.astype(int)) for values in (x, y)]
+        assert row == pytest.approx(stats.spearmanr(*copies).statistic)
+        assert pearson(x, y, given) == pytest.approx(stats.pearsonr(*copies).statistic)
+    # Whatever is taken does not vary.
+    assert np.isnan(pearson(x, y, np.eye(12)[:1])).all()
+
+
 def test_every_family_and_all_are_correlated():
-    rows = [*simulated(20), {**simulated(1)[0], "family": "too few"}]
+    rows = [*simulated(22), {**simulated(1)[0], "family": "too few"}]
     found = {(line["family"], line["predictor"], line["target"]): line for line in correlations(rows)}
-    families = {ALL: 21, "even": 10, "odd": 10}
+    families = {ALL: 23, "even": 11, "odd": 11}
     assert {(family, line["networks"]) for (family, *_), line in found.items()} == set(families.items())
     assert len(found) == len(families) * len(PREDICTORS) * len(TARGETS)
-    x, y = (np.array([row[key] for row in rows], float) for key in ("parameters", "peak_memory_bytes"))
-    line = found[ALL, "parameters", "peak_memory_bytes"]
+    x, y = (np.array([row[key] for row in rows], float) for key in ("parameters", "program_bytes"))
+    line = found[ALL, "parameters", "program_bytes"]
     assert line["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic)
     assert line["pearson_log"] == pytest.approx(stats.pearsonr(np.log(x), np.log(y)).statistic)
     assert line["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic)
@@ -73,17 +90,39 @@ def test_every_family_and_all_are_correlated():
     assert {found["odd", "depth", target][name] for target in TARGETS for name in ("pearson", "spearman_low")} == {None}
 
 
-def test_intervals_cover_the_truth():
+# Networks of each shape: the study, few, and many.
+@pytest.mark.parametrize("sizes", [[4] * 7 + [1] * 23, [2] * 14, [1] * 40], ids=["51-of-30", "28-of-14", "40"])
+def test_intervals_cover_the_truth(sizes):
     noise = 0.3
     # Of the logarithms: they share a part of variance one.
     truth = 1 / np.sqrt(1 + noise**2)
     covered = 0
     for seed in range(60):
-        x, y = (np.array([row[key] for row in simulated(40, noise, seed)]) for key in ("multiply_adds", TARGETS[0]))
-        found = coefficients(x, y)
+        # Networks of one shape deviate together.
+        rows = np.repeat(np.array(simulated(len(sizes), noise, seed)), sizes)
+        x, y = (np.array([row[key] for row in rows]) for key in ("multiply_adds", TARGETS[0]))
+        found = coefficients(x, y, [shape(row["model"], row["overrides"]) for row in rows])
         covered += found["pearson_log_low"] <= truth <= found["pearson_log_high"]
-    # 57 are expected; of so few networks the bootstrap's intervals are a little too short.
-    assert covered >= 52
+    # 57 are expected; of so few shapes the bootstrap's intervals are too short.
+    assert covered >= 49
+
+
+def test_the_mixer_makes_no_other_shape():
+    overrides = {"width": 16, "depth": 8}
+    assert len({shape("gama_ir_s", {"mixer": mixer, **overrides}) for mixer in ("none", "gama")}) == 1
+    assert shape("gama_ir_s", overrides) != shape("gama_ir_s", {**overrides, "depth": 9})
+    assert shape("gama_ir_s", {"width": 16}) != shape("unet", {"width": 16})
+
+
+@pytest.mark.parametrize(
+    ("networks", "shapes"), [(3, 3), (28, 7), (36, FEWEST_SHAPES - 1)], ids=["three", "one-family", "nearly"]
+)
+def test_few_shapes_have_no_interval(networks, shapes):
+    rows = simulated(shapes) * (networks // shapes)
+    for line in correlations([{**row, "family": "one"} for row in rows]):
+        assert (line["networks"], line["shapes"]) == (networks, shapes)
+        assert {line[f"{name}_{end}"] for name in ("pearson", "spearman") for end in ("low", "high")} == {None}
+        assert line["predictor"] == "depth" or -1 <= line["spearman"] <= 1
 
 
 def test_the_population_is_that_of_the_study():
@@ -101,6 +140,15 @@ def test_the_largest_networks_stay_below_the_limit(index):
     case = population(256, 256)[index]
     model = create_model(case.model, **case.overrides)
     assert 10e9 < model_multiply_adds(model, abstract_params(model), case.height, case.width) < 200e9
+
+
+@pytest.mark.parametrize("count", [8, 12, 20])
+def test_fewer_networks_are_of_distinct_shapes(count):
+    shapes = [shape(case.model, case.overrides) for case in spread(population(32, 32), count)]
+    # Of GAMA-IR there are four networks of every shape, and 20 of 51 are eleven of its 28.
+    repeated = max(0, sum("gama_ir_s" in name for name in shapes) - 7)
+    assert len(set(shapes)) == count - repeated
+    assert max(map(shapes.count, shapes)) <= 2
 
 
 def test_fewer_networks_are_spread_over_the_families():
@@ -135,7 +183,9 @@ def test_the_verb_measures_correlates_draws_and_goes_on(tmp_path, monkeypatch, c
     x, y = ([row[key] for row in rows] for key in _key(line))
     assert line["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic)
     printed = capsys.readouterr().out
-    assert f"{line['pearson']:.2f} ({line['pearson_low']:.2f} to {line['pearson_high']:.2f})" in printed
+    # Without an interval.
+    assert re.search(rf"parameters\W+{line['pearson']:.2f} \W", printed)
+    assert f"memory: {PROGRAM_MEMORY}" in printed
     (lines,) = tmp_path.glob("correlation-*.csv")
     with lines.open() as file:
         table = list(csv.DictReader(file))

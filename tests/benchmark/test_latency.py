@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from gamax.benchmark import latency
 from gamax.benchmark.case import Case, images_and_targets, random_parameters
 from gamax.benchmark.cost import model_cost
-from gamax.benchmark.latency import largest_difference, measure
+from gamax.benchmark.latency import largest_difference, measure, probe
 from gamax.benchmark.report import BOUNDS, check_comparable
 from gamax.errors import UserError
 from gamax.evaluation.restorer import apply_network
@@ -53,7 +54,8 @@ def test_a_row_holds_counts_times_and_memory():
     assert row["parameters"] == parameters
     assert {name: row[name] for name in dataclasses.asdict(cost)} == dataclasses.asdict(cost)
     assert row["xla_flops"] > 2 * cost.multiply_adds
-    assert len(row["latency_ms"]) == 3
+    assert len(row["latency_ms"]) == row["timed_calls"] == 3
+    assert row["rounds"] == 2
     assert 0 < row["latency_ms_p10"] <= row["latency_ms_median"] <= row["latency_ms_p90"]
     assert row["images_per_second"] == pytest.approx(1e3 / row["latency_ms_median"])
     assert row["roofline_flops_ms"] == pytest.approx(2e-6 * cost.multiply_adds)
@@ -74,8 +76,9 @@ def test_jax_and_pytorch_take_the_same_training_step(torch):
     assert ours["device"] == theirs["device"]
     assert ours["peak_memory_method"] == theirs["peak_memory_method"]
     assert ours["multiply_adds"] == theirs["multiply_adds"]
-    np.testing.assert_allclose(ours["probe"], theirs["probe"], atol=BOUNDS["fp32-strict"])
     check_comparable([ours, theirs])
+    check_comparable([ours, {**theirs, "started": "another time"}])
+    assert theirs["environment"]["devices"] == [theirs["device"]]
 
 
 def test_an_unknown_network_starts_no_process(started):
@@ -117,35 +120,42 @@ def test_rows_of_faulty_backends(planted, started):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, None])
-def test_nothing_runs_on_after_an_interruption_or_a_failure(planted, started, interruption):
+def test_nothing_is_left_after_an_interruption_or_a_failure(planted, started, interruption, tmp_path, monkeypatch):
     def interrupt(part: float, note: str) -> None:
         if interruption and "round" in note:
             raise interruption
 
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # It has read the variable already.
+    monkeypatch.setattr(tempfile, "tempdir", None)
     cases = [CASE, dataclasses.replace(CASE, backend="torch-compile")]
     with pytest.raises(interruption or UserError):
         measure(cases, progress=interrupt)
     assert [process.poll() is not None for process in started] == [True] * 2
+    # The stand-ins leave a file, as a compiler that is interrupted leaves its cache.
+    assert not list(tmp_path.iterdir())
 
 
 def test_slow_calls_are_fewer():
     case = dataclasses.replace(CASE, repeats=20)
-    assert latency._timed_calls(case, 10.0) == 20
-    assert latency._timed_calls(case, 1e3) == latency.SECONDS_PER_ROW
-    assert latency._timed_calls(case, 60e3) == latency.FEWEST_CALLS
-    assert latency._timed_calls(dataclasses.replace(case, repeats=1), 60e3) == 1
+    assert latency.timed_calls(case, 10.0) == 20
+    assert latency.timed_calls(case, 1e3) == latency.SECONDS_PER_ROW
+    assert latency.timed_calls(case, 60e3) == latency.FEWEST_CALLS
+    assert latency.timed_calls(dataclasses.replace(case, repeats=1), 60e3) == 1
 
 
 def test_differences_are_relative():
     theirs = {
         "output": np.full((1, 2, 2, 3), 2.0, np.float32),
         "loss": np.float32(4),
+        "loss_after_update": np.float32(2),
         "gradient/a": np.full(4, 3.0, np.float32),
         "gradient/b": np.full(4, 1e-9, np.float32),
     }
     changes = {
         "output": (theirs["output"] + 0.5, 0.5 / 8),
         "loss": (np.float32(5), 0.25),
+        "loss_after_update": (np.float32(1), 0.5),
         "gradient/a": (theirs["gradient/a"] + np.array([1, 0, 0, 0], np.float32), 1 / 6),
         # Rounding, next to a gradient a billion times as large.
         "gradient/b": (-theirs["gradient/b"], 4e-9 / 6e-3),
@@ -153,8 +163,44 @@ def test_differences_are_relative():
     for name, (changed, expected) in changes.items():
         assert largest_difference({**theirs, name: changed}, theirs, 8.0) == pytest.approx(expected)
     assert not np.isfinite(largest_difference({**theirs, "gradient/a": np.full(4, np.nan)}, theirs, 8.0))
+    without = {name: value for name, value in theirs.items() if name != "loss_after_update"}
+    assert largest_difference(without, theirs, 8.0) == largest_difference(theirs, without, 8.0) == 0
     with pytest.raises(UserError, match=r"'gradient/a' is \(3,\) in one and \(4,\) in the other"):
         largest_difference({**theirs, "gradient/a": np.zeros(3)}, theirs, 8.0)
+
+
+def test_rows_measured_apart_keep_what_shows_a_fault():
+    rng = np.random.default_rng(1)
+    outputs = {
+        "output": rng.normal(size=(1, 16, 24, 3)),
+        "loss": np.float32(4),
+        "gradient/a": rng.normal(size=(8, 8)),
+        "gradient/b": rng.normal(size=12),
+        # Rounding, which no two backends have alike.
+        "gradient/c": 1e-9 * rng.normal(size=12),
+    }
+    columns = outputs["output"].copy()
+    columns[:, :, 1:] += 1
+    honest = {name: value * (1 + 1e-6) for name, value in outputs.items()} | {"gradient/c": -outputs["gradient/c"]}
+    permuted = outputs["gradient/a"][::-1]
+
+    def check(changed: dict) -> None:
+        common = {"model": "a", "precision": "bf16", "device": "b", "difference": 0.0, "versions": {}}
+        common |= {"environment": {"flags": {}}}
+        rows = [{**common, **probe(side, 2.0), "backend": name} for name, side in (("c", outputs), ("d", changed))]
+        check_comparable([{**row, "started": row["backend"]} for row in rows])
+
+    check(outputs)
+    check(honest)
+    for fault in (
+        {"output": columns},
+        {"loss": 7 * outputs["loss"]},
+        {"gradient/a": 7 * outputs["gradient/a"]},
+        {"gradient/a": permuted},
+        {"gradient/b": np.full(12, np.nan)},
+    ):
+        with pytest.raises(UserError, match="do not compute the same"):
+            check({**outputs, **fault})
 
 
 def test_inputs_are_the_same_everywhere_and_targets_far():

@@ -22,6 +22,7 @@ def row(model: str, backend: str, number: int = 1, **others: Any) -> dict[str, A
         **{"latency_ms_median": 10.0 * number, "latency_ms_p10": 9.0 * number, "latency_ms_p90": 12.0 * number},
         **{"multiply_adds": number * 10**9, "parameters": number * 10**6, "activations": number * 10**7},
         **{"peak_memory_bytes": number * 10**8, "peak_memory_method": "weighed", "depth": number},
+        **{"program_bytes": number * 10**7},
         **{"device": "a processor, 2 cores", "precision": "fp32-strict"},
         "versions": {"jax": "1.2"} if backend == "jax" else {"torch": "3.4"},
         **others,
@@ -139,14 +140,14 @@ def test_networks_without_a_number_are_not_drawn(tmp_path):
 
 def test_panels_of_the_studies(tmp_path):
     rows = [row("unet", "jax", number, family="ab"[number % 2], along=number) for number in range(1, 6)]
-    pairs = [("multiply_adds", "latency_ms_median"), ("parameters", "peak_memory_bytes")]
+    pairs = [("multiply_adds", "latency_ms_median"), ("parameters", "program_bytes")]
     axes = plots.correlation_scatter(rows, tmp_path / "plot.png", pairs).axes
     assert [panel.get_xlabel() for panel in axes] == ["multiply-adds, G", "parameters, millions"]
-    assert series(axes[1]) == {"b (3)": [(1, 100), (3, 300), (5, 500)], "a (2)": [(2, 200), (4, 400)]}
+    assert series(axes[1]) == {"b (3)": [(1, 10), (3, 30), (5, 50)], "a (2)": [(2, 20), (4, 40)]}
 
     axes = plots.scaling_panels({"width": rows[:3], "batch": rows[3:]}, tmp_path / "plot.png").axes
     # Row by row.
     assert [panel.get_xlabel() for panel in axes] == ["width", "batch"] * 2
-    assert [panel.get_ylabel() for panel in axes[2:]] == ["peak memory, MB"] * 2
+    assert [panel.get_ylabel() for panel in axes[2:]] == ["memory of the program, MB"] * 2
     assert series(axes[0]) == {"unet": [(1, 10), (2, 20), (3, 30)]}
-    assert series(axes[3]) == {"unet": [(4, 400), (5, 500)]}
+    assert series(axes[3]) == {"unet": [(4, 40), (5, 50)]}

@@ -9,7 +9,7 @@ import pytest
 from gamax.benchmark import comparison
 from gamax.benchmark.case import Case
 from gamax.benchmark.comparison import find_rows, read_rows
-from gamax.benchmark.report import BOUNDS, COLUMNS, check_comparable, comparisons, table, write_csv
+from gamax.benchmark.report import BOUNDS, COLUMNS, check_comparable, comparisons, table, threads_note, write_csv
 from gamax.environment import flags, versions
 from gamax.errors import UserError
 
@@ -21,7 +21,7 @@ def row(backend: str = "jax", **changes: Any) -> dict[str, Any]:
         **{"difference": 1e-6, "latency_ms_median": 2.0, "latency_ms_p10": 1.5, "latency_ms_p90": 4.0},
         **{"compile_cold_seconds": None, "compile_warm_seconds": None, "peak_memory_bytes": 5e6, "multiply_adds": 7e9},
         **{"memory_format": "channels_last", "versions": versions(), "environment": {"flags": flags()}},
-        **{"source_sha256": "the code", "latency_ms": [1.5, 4.0]},
+        **{"source_sha256": "the code", "latency_ms": [1.5, 4.0], "rounds": 5, "threads": 2},
     }
     return {**values, "backend": backend, **changes}
 
@@ -31,6 +31,8 @@ def test_honest_rows_are_comparable():
     check_comparable([row(), row("torch-eager", started="two", probe=[0.25, -0.500001])])
     both = [row(backend, precision=precision) for backend in ("jax", "torch-eager") for precision in BOUNDS]
     check_comparable([*both, row("torch-compile", failure="it failed")])
+    # It was tried in all precisions.
+    check_comparable([*both[:-1], row("torch-eager", precision=[*BOUNDS][-1], failure="it failed")])
     check_comparable([])
 
 
@@ -57,6 +59,33 @@ def test_rows_whose_environment_differs_are_refused():
     huge_pages = {"flags": {**flags(), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
     with pytest.raises(UserError, match="measure both alike"):
         check_comparable([row(), row("torch-eager", environment=huge_pages)])
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "words"),
+    [
+        ("source_sha256", "old code", "new code", "by the code 'old code' and torch-eager by the code 'new code'"),
+        ("environment", {"platform": "Linux-6", "flags": {}}, {"platform": "Linux-7", "flags": {}}, "under 'Linux-6'"),
+        ("versions", {"jax": "1", "numpy": "2"}, {"numpy": "3", "torch": "4"}, "numpy 2 and torch-eager with numpy 3"),
+    ],
+)
+def test_rows_of_another_code_system_or_version_are_refused(name, first, second, words):
+    with pytest.raises(UserError, match=words):
+        check_comparable([row(**{name: first}), row("torch-eager", **{name: second})])
+    check_comparable([row(**{name: first}), row("torch-eager", **{name: first})])
+    older = {"source_sha256": None, "environment": {"flags": {}}, "versions": {}}
+    check_comparable([row(**{name: first}), row("torch-eager", **{name: older[name]})])
+
+
+def test_threads_are_refused_only_where_a_variable_sets_them():
+    rows = [row(), row("torch-eager", threads=1)]
+    check_comparable(rows)
+    assert threads_note(rows) == "the threads differ: 2 in jax, 1 in torch-eager"
+    limited = [{**each, "environment": {"flags": {"OMP_NUM_THREADS": "1"}}} for each in rows]
+    with pytest.raises(UserError, match="1 in torch-eager, as OMP_NUM_THREADS is set"):
+        check_comparable(limited)
+    # An accelerator computes with its own.
+    check_comparable([{**each, "device": "an accelerator"} for each in limited])
 
 
 @pytest.mark.parametrize("precisions", [("fp32-strict", "tf32"), ("fp32-strict", "bf16"), ("bf16", "fp32-strict")])
@@ -97,6 +126,12 @@ def test_ratios_are_to_the_fastest_row_of_pytorch():
     assert table(rows[:1])[1]["to PyTorch"] == ""
 
 
+def test_percentiles_of_few_calls_are_left_out():
+    few, enough = table([row(), row("torch-eager", latency_ms=[2.0] * 8)])[1:]
+    assert (few["calls"], few["p10"], few["p90"]) == ("2", "", "")
+    assert (enough["calls"], enough["p10"], enough["p90"]) == ("8", "1.5", "4.0")
+
+
 def test_a_csv_file_says_in_its_name_what_it_holds(tmp_path):
     torch = row("torch-eager", memory_format="contiguous_format", versions={"torch": "2.13.0+cpu"})
     rows = [row(versions={"jax": "0.10.2"}), torch, row(precision="bf16"), row("torch-compile", failure="it failed")]
@@ -116,7 +151,7 @@ def test_a_csv_file_says_in_its_name_what_it_holds(tmp_path):
 def test_only_rows_that_would_come_out_the_same_are_found():
     cases = [Case("unet", 32, 48, backend=backend, repeats=2) for backend in ("jax", "torch-eager")]
     rows = [row(), row("torch-eager"), row("torch-compile")]
-    here = ("the code", "a processor, 2 cores")
+    here = ("the code", "a processor, 2 cores", 5)
     assert find_rows(rows, cases, *here) == rows[:2]
     newer = [{**old, "started": "two"} for old in rows]
     assert find_rows([*rows, *newer], cases, *here) == newer[:2]
@@ -129,6 +164,7 @@ def test_only_rows_that_would_come_out_the_same_are_found():
         {"environment": {"flags": {"XLA_FLAGS": "--another"}}},
         {"versions": {**versions(), "jax": "0.0.1"}},
         {"repeats": 3},
+        {"rounds": 3},
         {"failure": "it failed"},
     ):
         assert find_rows([rows[0], {**rows[1], **changes}], cases, *here) is None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,37 @@ def test_a_device_is_measured(monkeypatch):
     # Slower than this would be a unit mistaken, faster too.
     assert 1e7 < found["flops_per_second"] < 1e14
     assert 1e7 < found["bytes_per_second"] < 1e13
+
+
+def test_bytes_are_read_and_written(monkeypatch):
+    monkeypatch.setattr(roofline, "MOVED_BYTES", 1 << 20)
+
+    def half_a_second(call: Callable[[], Any]) -> float:
+        assert (call().nbytes, call()[0]) == (1 << 20, 2)
+        return 0.5
+
+    monkeypatch.setattr(roofline, "_best_seconds", half_a_second)
+    assert roofline._bytes_per_second() == 2 * 2 * (1 << 20)
+
+
+def test_short_calls_are_queued_so_that_dispatch_hardly_counts(monkeypatch):
+    clock = 0.0
+
+    class Result:
+        def block_until_ready(self) -> None:
+            nonlocal clock
+            clock += 2e-4
+
+    def call() -> Result:
+        nonlocal clock
+        clock += 1e-3
+        return Result()
+
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: clock)
+    # Eight would take 8.2 milliseconds.
+    assert roofline._best_seconds(call) == pytest.approx(1e-3 + 2e-4 / 16)
+    monkeypatch.setattr(roofline, "SHORTEST", 0)
+    assert roofline._best_seconds(call) == pytest.approx(1.2e-3)
 
 
 def test_larger_products_are_left_out_once_one_takes_long(monkeypatch):

@@ -45,10 +45,11 @@ def test_the_result_and_its_gradients_stay_the_same(count, kinds, scan, remat, r
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), results, value_and_gradient())
 
 
-@pytest.mark.parametrize(("kinds", "loops", "convolutions"), [(1, 1, 1), (2, 1, 3)])
+@pytest.mark.parametrize(("kinds", "loops", "convolutions"), [(1, 1, 1), (2, 1, 2)])
 def test_a_scan_traces_every_kind_of_block_once(kinds, loops, convolutions, random_params):
     params = random_params(Row(5, kinds), (1, 4, 5, 3))
     program = str(jax.make_jaxpr(Row(5, kinds, scan=True).apply)({"params": params}, example()))
     assert program.count("= scan[") == loops
-    # What does not make a whole round follows the loop; a depth-wise convolution is written down for two platforms.
+    # What does not make a whole round follows the loop, and its equal convolution is written down once; a depth-wise
+    # one stands there as that of other platforms.
     assert program.count("conv_general_dilated[") == convolutions

@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from gamax.benchmark import comparison, latency
+from gamax import cli_bench_compare
+from gamax.benchmark import case, comparison, latency
 
 WORKER = Path(__file__).parents[1] / "benchmark/planted_worker.py"
 TINY = ("--overrides", "width=4", "depth=3", "levels=1", "blocks_per_level=1")
@@ -23,6 +25,12 @@ def compare(gamax, monkeypatch, tmp_path):
         gamax("bench", "compare", *small, "--output", tmp_path / "out", *arguments)
 
     return run
+
+
+def test_options_are_those_of_a_case():
+    # They are written again because the options must not import JAX.
+    assert get_args(cli_bench_compare.Backend) == case.BACKENDS
+    assert get_args(cli_bench_compare.Precision) == get_args(case.Precision)
 
 
 def test_compare_measures_once(compare, tmp_path, capsys, monkeypatch):

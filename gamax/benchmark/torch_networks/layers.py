@@ -1,4 +1,6 @@
-"""Layers that several of the PyTorch networks share, each in the formulation that PyTorch runs fastest.
+"""Layers that several of the PyTorch networks share, each in the formulation that PyTorch runs fastest on a CPU.
+
+No GPU was at hand: there another formulation may be faster.
 
 All maps are `[B, C, H, W]`, contiguous or in the channels-last memory format, which every layer keeps.
 """
