@@ -99,6 +99,7 @@ class BenchScaling:
         """Carries the verb out."""
         from gamax.benchmark.case import check_case
         from gamax.benchmark.plots import PROGRAM_MEMORY
+        from gamax.benchmark.report import time_cells
         from gamax.benchmark.scaling import CAVEAT, points, study
 
         choices = (self.sides, self.widths, self.batches, self.devices)
@@ -118,9 +119,7 @@ class BenchScaling:
                 "sweep": row["sweep"],
                 "model": row["model"],
                 "at": f"{row['along']:.4g}",
-                "median ms": f"{row['latency_ms_median']:.1f}",
-                "p10": f"{row['latency_ms_p10']:.1f}",
-                "p90": f"{row['latency_ms_p90']:.1f}",
+                **time_cells(row),
                 "program MB": f"{row['program_bytes'] / 1e6:.3g}",
                 "G multiply-adds": f"{row['multiply_adds'] / 1e9:.2f}",
             }

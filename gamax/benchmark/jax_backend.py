@@ -200,13 +200,15 @@ def _xla_costs(compiled: Any) -> dict[str, Any]:
 
 def _memory(compiled: Any, device: Any, held: int) -> dict[str, Any]:
     """The peak on the device where it is counted, else that of the process; beside it what the program plans."""
+    counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    # First: asking for the plan takes memory.
+    peak = counted or memory.peak_of_calls(held)
     plan = compiled.memory_analysis()
     planned = (
         plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
     )
-    counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
-        "peak_memory_bytes": counted or memory.peak_of_calls(held),
+        "peak_memory_bytes": peak,
         "peak_memory_method": COUNTER if counted else memory.PEAK_METHOD,
         "program_bytes": planned,
     }

@@ -111,6 +111,7 @@ def check_comparable(rows: Sequence[Row]) -> None:
 _CIRCUMSTANCES: tuple[tuple[str, Callable[[Row], Any], str], ...] = (
     ("on", lambda row: row["device"], "measure both on one device"),
     ("under", lambda row: row["environment"].get("platform"), "measure both on one system"),
+    ("with the driver", lambda row: row.get("driver"), "measure both with one driver"),
     ("with the variables", lambda row: row["environment"]["flags"], "measure both alike"),
     ("by the code", lambda row: row.get("source_sha256"), "measure both with one version of gamax"),
 )

@@ -191,6 +191,8 @@ def _compile_seconds(seconds: Callable[[], float]) -> tuple[float, float]:
             if not counters["stats"]["unique_graphs"]:
                 raise UserError("torch.compile compiled nothing here; is it switched off, as by TORCHDYNAMO_DISABLE?")
             torch.compiler.reset()
+            # What follows is the program that is timed.
+            counters.clear()
             return cold, seconds()
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
