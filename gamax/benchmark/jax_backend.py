@@ -203,12 +203,14 @@ def _memory(compiled: Any, device: Any, held: int) -> dict[str, Any]:
     counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
     # First: asking for the plan takes memory.
     peak = counted or memory.peak_of_calls(held)
-    plan = compiled.memory_analysis()
-    planned = (
-        plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-    )
     return {
         "peak_memory_bytes": peak,
         "peak_memory_method": COUNTER if counted else memory.PEAK_METHOD,
-        "program_bytes": planned,
+        "program_bytes": program_bytes(compiled),
     }
+
+
+def program_bytes(compiled: Any) -> int:
+    """Bytes of arguments, results and temporaries that a compiled program plans for, of one device."""
+    plan = compiled.memory_analysis()
+    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes

@@ -29,6 +29,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gamax.benchmark.case import Case, device_name, images_and_targets, network, random_parameters
 from gamax.benchmark.comparison import find_rows, measure_groups, read_rows, source_sha256
 from gamax.benchmark.cost import model_cost
+from gamax.benchmark.jax_backend import program_bytes
 from gamax.benchmark.latency import timed_calls
 from gamax.benchmark.plots import scaling_panels
 from gamax.benchmark.roofline import MATMUL_PRECISION
@@ -267,18 +268,13 @@ def _too_large(case: Case) -> str | None:
     if 4 * cost.activations < FULL * free:
         return None
     images = jax.ShapeDtypeStruct((case.batch, case.height, case.width, model.input_channels), jnp.float32)
-    planned = _program_bytes(apply_network.lower(model, params, images).compile())
+    planned = program_bytes(apply_network.lower(model, params, images).compile())
     if planned < FULL * free:
         return None
     return (
         f"{case.model} at {case.batch}x{case.height}x{case.width} left out: its program takes {planned / 1e9:.3g} GB, "
         f"and {free / 1e9:.3g} GB are free"
     )
-
-
-def _program_bytes(compiled: Any) -> int:
-    plan = compiled.memory_analysis()
-    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
 
 
 def split_here(case: Case, devices: int) -> dict[str, Any]:
@@ -310,7 +306,7 @@ def split_here(case: Case, devices: int) -> dict[str, Any]:
         "latency_ms_p90": p90,
         "latency_ms": latencies,
         # Of one device.
-        "program_bytes": _program_bytes(compiled),
+        "program_bytes": program_bytes(compiled),
         "parameters": count_parameters(params),
         **dataclasses.asdict(model_cost(model, params, case.height, case.width, case.batch)),
         "device": device_name(),
