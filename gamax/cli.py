@@ -14,6 +14,7 @@ from gamax.cli_bench import Bench
 from gamax.cli_compare import Compare
 from gamax.cli_data import Data
 from gamax.cli_export import Export
+from gamax.cli_lab import Lab
 from gamax.cli_plan import TrainPlan
 from gamax.console import print_table, progress_bar, say
 from gamax.errors import UserError, exit_on_user_error
@@ -133,7 +134,7 @@ class Convert:
     model: str | None = None
     """Name of the network; `gamax models` lists them. A weight file of gamax knows it."""
     overrides: tuple[str, ...] = ()
-    """Fields of the network that differ from the named one, for example `width=24`."""
+    """Fields of the network that differ from the named one, for example `width=24` or `blocks=1,1,1,2`."""
     wrapper: str | None = None
     """Key of the state dict in the file, for example `params_ema`; the default is `params` before `params_ema`."""
 
@@ -183,6 +184,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "export": Export,
     "bench": Bench,
     "data": Data,
+    "lab": Lab,
     "train-plan": TrainPlan,
 }
 

@@ -31,7 +31,7 @@ class BenchInfer:
     precision: tuple[Precision, ...] = ("fp32-strict",)
     """`fp32-strict`, `tf32` (where the device has it) or `bf16`; docs/benchmark.md says what they are."""
     overrides: tuple[str, ...] = ()
-    """Fields of the networks that differ from the named ones, for example `width=24`."""
+    """Fields of the networks that differ from the named ones, for example `width=24` or `blocks=1,1,1,2`."""
     repeats: int = 20
     """Timed calls; fewer where they take more than 6 seconds, but at least 3."""
     output: Path | None = None

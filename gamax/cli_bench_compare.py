@@ -44,7 +44,7 @@ class BenchCompare:
     backends: tuple[Backend, ...] = ("jax", "torch-eager", "torch-eager-channels-last", "torch-compile")
     """What to compare; the outputs of the first that runs are the reference for parity."""
     overrides: tuple[str, ...] = ()
-    """Fields of the networks that differ from the named ones, for example `width=24`."""
+    """Fields of the networks that differ from the named ones, for example `width=24` or `blocks=1,1,1,2`."""
     repeats: int = 20
     """Timed calls of each row; fewer where they take more than 6 seconds, but at least 3."""
     rounds: int = 3

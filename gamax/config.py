@@ -23,7 +23,8 @@ from typing import Any, Literal
 from gamax.data.degradations import DEGRADATIONS, Degradation
 from gamax.errors import UserError, nearest
 
-Scalar = int | float | str | bool
+Option = int | float | str | bool | tuple[int, ...]
+"""What a field of a network can be set to in a configuration."""
 LossName = Literal["l1", "mse", "charbonnier", "psnr", "edge", "frequency", "ssim"]
 
 
@@ -33,8 +34,8 @@ class ModelConfig:
 
     name: str = "gama_ir_tiny"
     """A named variant; `gamax models` lists them."""
-    overrides: dict[str, Scalar] = field(default_factory=dict)
-    """Fields of the network to change from the variant, for example `width=24 mixer=sca`."""
+    overrides: dict[str, Option] = field(default_factory=dict)
+    """Fields of the network to change from the variant, for example `width=24 mixer=sca` or `blocks=1,1,1,2`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters stay float32."""
 
@@ -224,7 +225,7 @@ def _plain(value: Any) -> Any:
         return {"kind": value.kind, **fields} if isinstance(value, Degradation) else fields
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -354,7 +355,7 @@ def parse(arguments: list[str], prog: str) -> tuple[Experiment, str]:
 
 
 def _registry() -> Any:
-    """Teaches tyro to read `width=16 mixer=sca` as a dictionary."""
+    """Teaches tyro to read `width=16 mixer=sca blocks=1,2` as a dictionary."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     registry = ConstructorRegistry()
@@ -368,13 +369,15 @@ def _registry() -> Any:
             metavar="KEY=VALUE ...",
             instance_from_str=parse_overrides,
             is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+            str_from_instance=lambda value: [f"{key}={_option_text(item)}" for key, item in value.items()],
         )
 
     return registry
 
 
-def _scalar(text: str) -> Scalar:
+def _option(text: str) -> Option:
+    if re.fullmatch(r"-?\d+(,-?\d+)+", text):
+        return tuple(int(number) for number in text.split(","))
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -382,12 +385,19 @@ def _scalar(text: str) -> Scalar:
     return value if isinstance(value, int | float | bool) else text
 
 
-def parse_overrides(items: Sequence[str]) -> dict[str, Scalar]:
-    """Fields of a network from `KEY=VALUE` items; `ValueError` for anything else."""
+def _option_text(value: Option) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Option]:
+    """Fields of a network from `KEY=VALUE` items; `ValueError` for anything else.
+
+    `widths=8,16` gives several whole numbers; a single one for such a field becomes several in `create_model`.
+    """
     pairs = [item.split("=", 1) for item in items]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("expected KEY=VALUE, for example width=16")
-    return {key: _scalar(value) for key, value in pairs}
+    return {key: _option(value) for key, value in pairs}
 
 
 def _flags(group: Any, path: str = "") -> list[str]:

@@ -48,6 +48,7 @@ CHECKED = (
     "cli_compare",
     "cli_data",
     "cli_export",
+    "cli_lab",
     "cli_plan",
     "lab",
     "errors",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import correlate2d
 from scipy.special import erf
 
@@ -238,3 +238,103 @@ def window_attention(x: np.ndarray, params: Params, heads: int, size: int, shift
         projected = attended @ np.asarray(params["project"]["kernel"], np.float64)[0, 0]
         result[image][part] = projected.reshape(size, size, channels)
     return np.roll(result, (shift, shift), (1, 2))
+
+
+def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def efficient_attention(x: np.ndarray, params: Params, source: np.ndarray | None = None) -> np.ndarray:
+    """By the matrix of every pixel's weights for every pixel of the source, which the module never makes."""
+    source = x if source is None else source
+    source = source * (1 / (1 + np.exp(-pointwise(source, params["mask"]))))
+    result = np.empty((*x.shape[:3], params["output"]["kernel"].shape[-1]))
+    for index, (image, other) in enumerate(zip(x, source, strict=True)):
+        keys = softmax(pointwise(other, params["key"]).reshape(other.shape[0] * other.shape[1], -1), 0)
+        queries = softmax(pointwise(image, params["query"]).reshape(image.shape[0] * image.shape[1], -1), 1)
+        attended = (queries @ keys.T) @ pointwise(other, params["value"]).reshape(len(keys), -1)
+        result[index] = pointwise(attended.reshape(*image.shape[:2], -1), params["output"])
+    return result
+
+
+def pixel_dependent_filter(x: np.ndarray, params: Params, max_offset: int) -> np.ndarray:
+    """Tap by tap, sampled with SciPy."""
+    kernel = np.asarray(params["kernel"], np.float64)
+    size, (rows, columns) = len(kernel), np.mgrid[: x.shape[1], : x.shape[2]]
+    modulation = 1 + conv(x, params["modulation"])
+    offsets = max_offset * np.tanh(conv(x, params["offsets"])).reshape(*x.shape[:3], size * size, 2)
+    result = np.zeros(x.shape) + np.asarray(params["bias"], np.float64)
+    for index, image in enumerate(x):
+        for tap, (i, j) in enumerate(np.ndindex(size, size)):
+            moved = offsets[index, :, :, tap]
+            places = rows + i - size // 2 + moved[..., 0], columns + j - size // 2 + moved[..., 1]
+            planes = [
+                map_coordinates(plane, places, order=1, mode="grid-constant") for plane in np.moveaxis(image, 2, 0)
+            ]
+            result[index] += modulation[index, :, :, tap, None] * np.stack(planes, -1) @ kernel[i, j]
+    return result
+
+
+def content_aware(x: np.ndarray, params: Params, max_offset: int, source: np.ndarray | None = None) -> np.ndarray:
+    fusion = 1 / (1 + np.exp(-conv(x, params["fusion"])))
+    attended = efficient_attention(x, params["attention"], source)
+    return fusion * attended + (1 - fusion) * pixel_dependent_filter(x, params["filter"], max_offset)
+
+
+def down_conv(x: np.ndarray, params: Params) -> np.ndarray:
+    """3x3 with stride 2: every second result."""
+    return conv(x, params)[:, ::2, ::2]
+
+
+def up_conv(x: np.ndarray, params: Params) -> np.ndarray:
+    """4x4 transposed with stride 2 and padding 1: every pixel leaves its kernel, and the outermost are cut off."""
+    kernel = np.asarray(params["kernel"], np.float64)
+    batch, height, width, _ = x.shape
+    result = np.zeros((batch, 2 * height + 2, 2 * width + 2, kernel.shape[2]))
+    for row, column in np.ndindex(height, width):
+        left = np.einsum("bc,rsdc->brsd", x[:, row, column], kernel)
+        result[:, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += left
+    return result[:, 1:-1, 1:-1] + np.asarray(params["bias"], np.float64)
+
+
+def saphn(images: np.ndarray, params: Params, max_offset: int) -> list[np.ndarray]:
+    """Levels 1-2-4 with one block at each scale, patch by patch; what every level restores, the smallest first."""
+
+    def block(x: np.ndarray, params: Params, source: np.ndarray | None = None) -> np.ndarray:
+        y = content_aware(np.maximum(conv(x, params["first"]), 0), params["mixing"], max_offset, source)
+        return x + conv(y, params["second"])
+
+    def encode(patch: np.ndarray, level: int) -> list[np.ndarray]:
+        own = params[f"encoder_{level}"]
+        first = block(conv(patch, own["intro"]), own["blocks_0_0"])
+        second = block(down_conv(first, own["down_0"]), own["blocks_1_0"])
+        return [first, second, block(down_conv(second, own["down_1"]), own["blocks_2_0"])]
+
+    def decode(x: np.ndarray, scales: list[np.ndarray], level: int) -> np.ndarray:
+        own = params[f"decoder_{level}"]
+        x = up_conv(block(x, own["blocks_2_0"], scales[2]), own["up_1"])
+        x = up_conv(block(x, own["blocks_1_0"], scales[1]), own["up_0"])
+        return conv(block(x, own["blocks_0_0"], scales[0]), params[f"ending_{level}"])
+
+    def fused(own: np.ndarray, below: np.ndarray, level: int) -> np.ndarray:
+        found = efficient_attention(own, params[f"level_attention_{level}"], below)
+        return own + below + np.asarray(params[f"level_scale_{level}"], np.float64) * found
+
+    def joined(pairs: list[list[np.ndarray]], axis: int) -> list[np.ndarray]:
+        return [np.concatenate(pair, axis) for pair in zip(*pairs, strict=True)]
+
+    whole = images - 0.5
+    halves = np.split(whole, 2, 1)
+    below, restored, scales = [], [], []
+    for half in halves:
+        encoded = joined([encode(quarter, 3) for quarter in np.split(half, 2, 2)], 2)
+        restored.append(half + decode(encoded[-1], encoded, 3))
+        scales.append(encode(restored[-1], 2))
+        below.append(fused(scales[-1][-1], encoded[-1], 2))
+    results = [np.concatenate(restored, 1)]
+    scales, features = joined(scales, 1), np.concatenate(below, 1)
+    results.append(whole + decode(features, scales, 2))
+    own = encode(results[-1], 1)
+    results.append(whole + decode(fused(own[-1], features, 1), own, 1))
+    return [result + 0.5 for result in results]

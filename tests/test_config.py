@@ -25,17 +25,21 @@ from gamax.config import (
 )
 from gamax.data.degradations import GaussianNoise, MotionBlur
 from gamax.errors import USER_ERROR_EXIT_CODE, UserError
+from gamax.training.run_folder import check_run, open_run
 
 NOISY = DataConfig(degradations=(GaussianNoise((5.0, 50.0)),))
 BLURRED = DataConfig(degradations=(MotionBlur(), GaussianNoise((1.0, 2.0))), mixup=0.5)
 FULL = Experiment(
-    model=ModelConfig("gama_ir_s", {"width": 8, "mixer": "sca", "ratio": 0.5, "flag": True}, "bfloat16"),
+    model=ModelConfig(
+        "gama_ir_s", {"width": 8, "mixer": "sca", "ratio": 0.5, "flag": True, "widths": (8, 16)}, "bfloat16"
+    ),
     data=NOISY,
     optimizer=OptimizerConfig(gradient_clip=None, warmup_steps=3),
     training=TrainingConfig(steps=7, mesh=(2, -1, 1), ema_decay=0.5),
     evaluation=EvaluationConfig(data="somewhere"),
     logging=LoggingConfig(run_dir="runs/x", tensorboard=False),
 )
+TEXTS = {"ratios": "0.5,1", "open": "1,"}
 PAIRED = Experiment(data=DataConfig(dataset="paired_folder", source="pairs"))
 
 
@@ -98,7 +102,11 @@ def test_an_integer_is_taken_for_a_float_and_only_that():
         ({"optimizer": {"beta1": "high"}}, r"'optimizer.beta1' must be float, not 'high'"),
         ({"data": {"source": 5}}, r"'data.source' must be str or None"),
         ({"optimizer": {"gradient_clip": "off"}}, r"'optimizer.gradient_clip' must be float or None"),
-        ({"model": {"overrides": {"width": [1]}}}, r"'model.overrides.width' must be .*not \[1\]"),
+        (
+            {"model": {"overrides": {"width": None}}},
+            r"'model.overrides.width' must be .*a list, each item int, not None",
+        ),
+        ({"model": {"overrides": {"widths": [1, 2.5]}}}, r"'model.overrides.widths.1' must be int, not 2.5"),
         # What could be written instead.
         ({"training": {"loss": "l3"}}, r"'training.loss' must be .*l1.*charbonnier.*not 'l3'"),
         ({"training": {"mesh": [1, 2]}}, r"'training.mesh' must be .*(3|three|int, int, int).*not \[1, 2\]"),
@@ -146,6 +154,7 @@ def test_the_fields_of_the_degradations_are_flags(tmp_path):
         (["width=8", "mixer=sca"], {"width": 8, "mixer": "sca"}),
         (["ratio=0.5", "flag=true"], {"ratio": 0.5, "flag": True}),
         (["text=a=b", "null=null", "list=[1]"], {"text": "a=b", "null": "null", "list": "[1]"}),
+        (["widths=8,-16,32", "levels=1", "ratios=0.5,1", "open=1,"], {"widths": (8, -16, 32), "levels": 1, **TEXTS}),
         ([], {}),
     ],
 )
@@ -155,6 +164,31 @@ def test_overrides_of_the_network_are_pairs_of_key_and_value(flags, overrides, c
     assert {key: type(value) for key, value in experiment.model.overrides.items()} == {
         key: type(value) for key, value in overrides.items()
     }
+
+
+def test_lists_of_numbers_are_the_same_override_however_they_are_given(config_file, tmp_path):
+    given, _ = parse([str(config_file), "--model.overrides", "widths=8,16"], "train.py")
+    for values in ("(8, 16)", "[8, 16]"):
+        expression = (
+            f"Experiment(ModelConfig(overrides={{'widths': {values}}}), NOISY, training=TrainingConfig(steps=50))"
+        )
+        assert load(write(tmp_path, expression)) == given
+
+    with open_run(tmp_path / "run", given):
+        pass
+    resolved, _ = parse([str(tmp_path / "run/config.json")], "train.py")
+    assert resolved == given
+    check_run(tmp_path / "run", resolved)
+    other = dataclasses.replace(given, model=ModelConfig(overrides={"widths": (8, 17)}))
+    with pytest.raises(UserError, match=r"model.overrides {'widths': \[8, 16\]}, not {'widths': \[8, 17\]}"):
+        check_run(tmp_path / "run", other)
+
+
+def test_the_help_shows_overrides_as_they_are_written(tmp_path, capsys):
+    path = write(tmp_path, "Experiment(ModelConfig(overrides={'widths': (8, 16), 'mixer': 'sca'}), NOISY)")
+    with pytest.raises(SystemExit):
+        parse([str(path), "--help"], "train.py")
+    assert "widths=8,16 mixer=sca" in capsys.readouterr().out
 
 
 def test_overrides_of_the_file_stay_when_other_flags_are_given(tmp_path):

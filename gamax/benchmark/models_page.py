@@ -12,11 +12,13 @@ from gamax.benchmark.cost import model_multiply_adds
 from gamax.interop.key_maps import find_key_map
 from gamax.lab.receptive_field import receptive_field
 from gamax.models import VARIANTS, Variant, abstract_params, count_parameters, create_model
+from gamax.models.adaptive_sampling import AdaptiveSampling
 from gamax.models.dmphn import DMPHN
 from gamax.models.gama_ir import GAMAIR
 from gamax.models.lir import LIR
 from gamax.models.nafnet import NAFNet
 from gamax.models.restormer import Restormer
+from gamax.models.saphn import SAPHN
 from gamax.models.swintormer import Swintormer
 from gamax.models.unet import UNet
 
@@ -28,6 +30,7 @@ _NARROW: dict[type[nn.Module], dict[str, Any]] = {
     DMPHN: {"widths": (1, 1, 1)},
     LIR: {"width": 16},
     Swintormer: {"width": 8, "heads": (1, 1, 1, 1)},
+    SAPHN: {"widths": (1, 1, 1)},
 }
 """The receptive field does not depend on the width."""
 
@@ -64,8 +67,17 @@ _REMARKS: dict[type[nn.Module], str] = {
     Restormer: "`local_window` is our reconstruction of the test-time local conversion for its attention.",
     LIR: "Pads to at least 128. `local_window` makes the channel attention local.",
     Swintormer: "Its masks weaken what they forbid by a factor of e^-100, so by layout it sees the whole image.",
+    SAPHN: "Attention sees the whole image.",
+    AdaptiveSampling: "Any network with a method `outputs` can be wrapped ([guide](adaptive_sampling.md)).",
     DMPHN: "Patches of the image are cut where its size says, so tiles give other results than the whole image.",
 }
+
+
+def narrow_model(name: str) -> nn.Module:
+    """A named network with few channels, and so the network inside it if it wraps one."""
+    variant = VARIANTS[name]
+    inner = variant.options.get("network")
+    return create_model(name, **_NARROW[variant.network if inner is None else type(inner)])
 
 
 def models_page(progress: Callable[[str], object] = lambda name: None) -> str:
@@ -95,7 +107,7 @@ def _lines(progress: Callable[[str], object]) -> Iterator[str]:
         yield "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |"
         for name, variant in variants.items():
             progress(name)
-            narrow = create_model(name, **_NARROW[network])
+            narrow = narrow_model(name)
             if narrow not in fields:
                 fields[narrow] = receptive_field(narrow)
             yield _row(name, variant, fields[narrow])

@@ -69,7 +69,7 @@ _CHANNEL_SCALE = (1, -1, 1, 1)
 
 
 def _nafnet(model: NAFNet) -> KeyMap | None:
-    if model.block == "plain":
+    if model.block == "plain" or model.mixer != "sca":
         return None
     levels = len(model.encoder_blocks)
     return KeyMap(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -33,28 +33,46 @@ def create_model(name: str, /, **overrides: Any) -> nn.Module:
 
     Args:
         name: one of `list_models()`.
-        **overrides: fields of the module to change, for example `mixer="sca"` or `dtype=jnp.bfloat16`.
+        **overrides: fields of the module to change, for example `mixer="sca"` or `dtype=jnp.bfloat16`. Where it wraps
+            another one, its field `network`, what it has no field for changes that one, and the dtypes change both.
 
     Raises:
-        UserError: for an unknown name or field.
+        UserError: for an unknown name or field, or a value that the field cannot have.
 
     """
     chosen = variant(name)
-    hints = get_type_hints(chosen.network)
-    valid = {field.name for field in fields(chosen.network)} - {"parent", "name"}
+    wrapped = chosen.options.get("network")
+    types = _field_types(chosen.network)
+    inner_types = {} if wrapped is None else _field_types(type(wrapped))
+    valid = {**inner_types, **types}
     for key in overrides:
         if key not in valid:
             raise UserError(f"{name} has no option {nearest(key, valid)}")
-    checked = {key: _check_option(name, key, hints[key], value) for key, value in overrides.items()}
-    return chosen.network(**{**chosen.options, **checked})
+    checked = {key: _check_option(name, key, valid[key], value) for key, value in overrides.items()}
+    options = {**chosen.options, **{key: value for key, value in checked.items() if key in types}}
+    if wrapped is not None:
+        inner = inner_types.keys() - (types.keys() - {"dtype", "param_dtype"})
+        options["network"] = wrapped.clone(**{key: value for key, value in checked.items() if key in inner})
+    return chosen.network(**options)
+
+
+def _field_types(network: type[nn.Module]) -> dict[str, Any]:
+    """The types of the fields that an override can change."""
+    hints = get_type_hints(network)
+    return {
+        field.name: hints[field.name] for field in fields(network) if field.name not in ("parent", "name", "network")
+    }
 
 
 def _check_option(model: str, key: str, hint: Any, value: Any) -> Any:
     """The value as the field of the module wants it."""
     if hint == tuple[int, ...]:
-        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
-            return tuple(value)
-        raise UserError(f"option '{key}' of {model} must be several whole numbers, set in Python, not {value!r}")
+        items = value if isinstance(value, list | tuple) else [value]
+        if all(type(item) is int for item in items):
+            return tuple(items)
+        raise UserError(f"option '{key}' of {model} must be several whole numbers such as 1,2, not {value!r}")
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise UserError(f"unknown {key} {nearest(str(value), get_args(hint))}")
     if key in ("dtype", "param_dtype"):
         try:
             return jnp.dtype(value)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gamax.blocks.padding import pad_to_multiple
+from gamax.blocks.patch_hierarchy import check_levels, encode_patches, pad_to_patches, patch_multiples
 from gamax.blocks.residual import ResidualDecoder, ResidualEncoder
 from gamax.errors import UserError
 
@@ -20,13 +20,13 @@ class DMPHN(nn.Module):
     """Restores `[B, H, W, 3]` images in [0, 1] of any size; the output is not clipped.
 
     Level 1 works on the whole image, level 2 on its upper and lower half, level 3 on the left and right halves of
-    these, and so on: `levels=3` is the network 1-2-4, 4 is 1-2-4-8. Each level has one encoder and one decoder, of
-    `widths` channels at full, half and quarter resolution, for all of its patches. What a level decodes is added to the
-    larger patches of the level above; what level 1 decodes is the image, there is no residual to the input. Images are
-    padded by reflection. Raises `UserError` for numbers that make no network.
+    these, and so on: `levels` are the numbers of patches, (1, 2, 4, 8) for the network 1-2-4-8. Each level has one
+    encoder and one decoder, of `widths` channels at full, half and quarter resolution, for all of its patches. What a
+    level decodes is added to the larger patches of the level above; what level 1 decodes is the image, there is no
+    residual to the input. Images are padded by reflection. Raises `UserError` for numbers that make no network.
     """
 
-    levels: int = 3
+    levels: tuple[int, ...] = (1, 2, 4)
     widths: tuple[int, ...] = (32, 64, 128)
     scan: bool = False
     remat: bool = False
@@ -34,8 +34,7 @@ class DMPHN(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise UserError(f"DMPHN needs at least one level, not {self.levels}")
+        check_levels(self.levels)
         if len(self.widths) != 3 or min(self.widths) < 1:
             raise UserError(f"DMPHN needs three widths of at least 1, not {self.widths}")
         super().__post_init__()
@@ -43,7 +42,7 @@ class DMPHN(nn.Module):
     @property
     def size_multiple(self) -> int:
         """Tiles must start on a multiple of this; heights are padded to one, for widths half of it may do."""
-        return 4 * 2 ** (self.levels // 2)
+        return patch_multiples(self.levels, 4)[0]
 
     @property
     def input_channels(self) -> int:
@@ -53,16 +52,12 @@ class DMPHN(nn.Module):
     @property
     def global_statistics(self) -> bool:
         """Whether tiling changes the result: patches end in the middle of what the network is given, so it does."""
-        return self.levels > 1
+        return len(self.levels) > 1
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that images are padded to."""
-        return height + -height % self.size_multiple, width + -width % self._width_multiple
-
-    @property
-    def _width_multiple(self) -> int:
-        # Even levels cut the height, odd ones the width: with an even number of levels it is cut once less.
-        return 4 * 2 ** ((self.levels - 1) // 2)
+        multiples = patch_multiples(self.levels, 4)
+        return height + -height % multiples[0], width + -width % multiples[1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -70,7 +65,6 @@ class DMPHN(nn.Module):
         height, width, channels = images.shape[1:]
         options = {"scan": self.scan, "remat": self.remat, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        # All patches of a level have one size and go through its encoder as one batch, and so through its decoder.
         def encode(patches: Array, level: int) -> Array:
             return ResidualEncoder(self.widths, name=f"encoder_{level}", **options)(patches)
 
@@ -78,34 +72,6 @@ class DMPHN(nn.Module):
             decoder = ResidualDecoder(channels, self.widths, name=f"decoder_{level}", **options)
             return decoder(features).astype(jnp.float32)
 
-        padded_width = width + -width % self._width_multiple
-        padded = pad_to_multiple(images.astype(jnp.float32), self.size_multiple)[:, :, :padded_width]
-        patches = [padded - 0.5]
-        for level in range(2, self.levels + 1):
-            patches.append(_cut(patches[-1], level))
-
-        features = encode(patches.pop(), self.levels)
-        for level in range(self.levels, 1, -1):
-            # Two patches that the level above keeps in one piece are joined before they are decoded for it.
-            features = _join(features, level)
-            larger = patches.pop() + decode(features, level)
-            features = encode(larger, level - 1) + features
+        padded = pad_to_patches(images.astype(jnp.float32), patch_multiples(self.levels, 4))
+        features, _ = encode_patches(padded - 0.5, self.levels, encode, decode, lambda own, below, _: own + below)
         return decode(features, 1)[:, :height, :width] + 0.5
-
-
-def _cut(patches: Float[Array, "n h w c"], level: int) -> Float[Array, "n2 h2 w2 c"]:
-    """The halves, one below the other at even levels and side by side at odd ones, next to each other in the batch."""
-    count, height, width, channels = patches.shape
-    if level % 2 == 0:
-        return patches.reshape(2 * count, height // 2, width, channels)
-    halves = patches.reshape(count, height, 2, width // 2, channels).swapaxes(1, 2)
-    return halves.reshape(2 * count, height, width // 2, channels)
-
-
-def _join(patches: Float[Array, "n h w c"], level: int) -> Float[Array, "n2 h2 w2 c"]:
-    """The inverse of `_cut`."""
-    count, height, width, channels = patches.shape
-    if level % 2 == 0:
-        return patches.reshape(count // 2, 2 * height, width, channels)
-    halves = patches.reshape(count // 2, 2, height, width, channels).swapaxes(1, 2)
-    return halves.reshape(count // 2, height, 2 * width, channels)

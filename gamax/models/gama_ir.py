@@ -9,7 +9,6 @@ residual and the padding. Expected parameters: S 10,423,500, L 47,460,276 (of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -18,8 +17,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gamax.blocks import MIXERS, Conv, NAFBlock, check_mixer, pad_to_multiple, pixel_shuffle, pixel_unshuffle, repeat
-from gamax.blocks.pooling import check_local_window
+from gamax.blocks import (
+    Conv,
+    Mixer,
+    NAFBlock,
+    check_mixer_option,
+    is_global,
+    make_mixer,
+    pad_to_multiple,
+    pixel_shuffle,
+    pixel_unshuffle,
+    repeat,
+)
 from gamax.errors import UserError, nearest
 
 
@@ -37,7 +46,7 @@ class GAMAIR(nn.Module):
     depth: int = 18
     levels: int = 4
     blocks_per_level: int = 2
-    mixer: str | Callable[[], nn.Module] | None = "gama"
+    mixer: Mixer = "gama"
     spatial_conv: Literal["depthwise", "dense"] = "depthwise"
     local_window: int | None = None
     scan: bool = False
@@ -46,16 +55,7 @@ class GAMAIR(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mixer, str):
-            check_mixer(self.mixer)
-        elif self.mixer not in MIXERS:
-            raise UserError(f"unknown mixer {nearest(self.mixer, MIXERS)}")
-        if self.local_window is not None:
-            if self.mixer not in ("gama", "squeeze_excite", "sca"):
-                raise UserError(
-                    f"local_window is for the mixers gama, squeeze_excite and sca, by name, not for {self.mixer!r}"
-                )
-            check_local_window(self.local_window, self.levels)
+        check_mixer_option(self.mixer, self.local_window, self.levels)
         if self.spatial_conv not in ("depthwise", "dense"):
             raise UserError(f"unknown spatial_conv {nearest(str(self.spatial_conv), ('depthwise', 'dense'))}")
         if self.width < 2 or self.width % 2 or self.levels < 1 or self.blocks_per_level < 1:
@@ -82,27 +82,27 @@ class GAMAIR(nn.Module):
 
     @property
     def global_statistics(self) -> bool:
-        """Whether every output pixel depends on means over the whole input, so that tiling changes the result."""
-        return self.mixer not in (None, "none")
+        """Whether an output pixel depends on the whole input, or a wide window, so that tiling changes it."""
+        return is_global(self.mixer)
 
     @property
     def _bottom_blocks(self) -> int:
         return self.depth - 2 * self.levels * self.blocks_per_level
 
-    @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""
+        return self.outputs(images)[0][-1]
+
+    @nn.compact
+    def outputs(self, images: Float[Array, "b h w c"]) -> tuple[list[Array], Array]:
+        """The restored images, alone in a list, and the features `[B, H, W, width]` before the last convolution."""
         height, width, channels = images.shape[1:]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **dtypes)
 
         def blocks(x: Array, count: int, name: str, level: int) -> Array:
-            mixer = self.mixer
-            if isinstance(mixer, str):
-                named = MIXERS[mixer]
-                window = {"window": self.local_window >> level} if self.local_window else {}
-                mixer = partial(named, **window, **dtypes) if named else None
-            block = partial(NAFBlock, mixer, self.spatial_conv, **dtypes)
+            window = self.local_window and self.local_window >> level
+            block = partial(NAFBlock, make_mixer(self.mixer, window, **dtypes), self.spatial_conv, **dtypes)
             return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple))
@@ -119,4 +119,5 @@ class GAMAIR(nn.Module):
             x = blocks(x, self.blocks_per_level, f"decoder_{level}", level)
 
         residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
-        return images.astype(jnp.float32) + residual.astype(jnp.float32)
+        restored = images.astype(jnp.float32) + residual.astype(jnp.float32)
+        return [restored], x[:, :height, :width]

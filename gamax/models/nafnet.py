@@ -21,8 +21,11 @@ from jaxtyping import Array, Float
 from gamax.blocks import (
     BaselineBlock,
     Conv,
+    Mixer,
     NAFBlock,
-    SimplifiedChannelAttention,
+    check_mixer_option,
+    is_global,
+    make_mixer,
     pad_to_multiple,
     pixel_shuffle,
     repeat,
@@ -38,10 +41,11 @@ class NAFNet(nn.Module):
     `width` channels at full resolution, doubled at each halving; `encoder_blocks` and `decoder_blocks` give the blocks
     on each level, the decoder's from the lowest up, and `middle_blocks` those at the bottom. `block` is `naf`, or
     `baseline` for the network that NAFNet was made from, or `plain` for the one before that, without norms and channel
-    attention (reconstruction); the 3x3 convolutions of these two have `expansion` times the channels. Images are padded
-    with zeros. With `local_window` channels are weighted by means over that many pixels around every pixel instead of
-    the whole image, halved on every level; the authors take 384 for networks trained on crops of 256,
-    and parameters stay the same. Raises `UserError` for numbers that make no network.
+    attention (reconstruction); the 3x3 convolutions of these two have `expansion` times the channels. `mixer` fills the
+    slot of the channel attention in blocks `naf`: a name from `gamax.blocks.MIXERS`, a module class, or None; all but
+    `sca` are ours. Images are padded with zeros. With `local_window` channels are weighted by means over that many
+    pixels around every pixel instead of the whole image, halved on every level; the authors take 384 for networks
+    trained on crops of 256, and parameters stay the same. Raises `UserError` for numbers that make no network.
     """
 
     width: int = 32
@@ -49,6 +53,7 @@ class NAFNet(nn.Module):
     middle_blocks: int = 12
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
     block: Literal["naf", "baseline", "plain"] = "naf"
+    mixer: Mixer = "sca"
     expansion: int = 1
     local_window: int | None = None
     scan: bool = False
@@ -69,7 +74,11 @@ class NAFNet(nn.Module):
             raise UserError("NAFNet's numbers of blocks must not be negative")
         if self.width < 1 or self.expansion < 1:
             raise UserError(f"NAFNet needs a width and expansion of at least 1, not {self.width} and {self.expansion}")
-        if self.local_window is not None:
+        if self.block == "naf":
+            check_mixer_option(self.mixer, self.local_window, len(self.encoder_blocks))
+        elif self.mixer != "sca":
+            raise UserError(f"mixer is for the block naf, not for {self.block}: leave it at sca, or set block=naf")
+        elif self.local_window is not None:
             if self.block == "plain":
                 raise UserError("local_window is for the blocks naf and baseline: plain ones take no means")
             check_local_window(self.local_window, len(self.encoder_blocks))
@@ -88,11 +97,15 @@ class NAFNet(nn.Module):
     @property
     def global_statistics(self) -> bool:
         """Whether an output pixel depends on the whole input, or a wide window, so that tiling changes it."""
-        return self.block != "plain"
+        return self.block == "baseline" or (self.block == "naf" and is_global(self.mixer))
 
-    @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""
+        return self.outputs(images)[0][-1]
+
+    @nn.compact
+    def outputs(self, images: Float[Array, "b h w c"]) -> tuple[list[Array], Array]:
+        """The restored images, alone in a list, and the features `[B, H, W, width]` before the last convolution."""
         height, width, channels = images.shape[1:]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **dtypes)
@@ -100,7 +113,7 @@ class NAFNet(nn.Module):
         def blocks(x: Array, name: str, count: int, level: int) -> Array:
             window = self.local_window and self.local_window >> level
             if self.block == "naf":
-                block = partial(NAFBlock, partial(SimplifiedChannelAttention, window, **dtypes), **dtypes)
+                block = partial(NAFBlock, make_mixer(self.mixer, window, **dtypes), **dtypes)
             elif self.block == "baseline":
                 block = partial(BaselineBlock, self.expansion, window, **dtypes)
             else:
@@ -122,4 +135,5 @@ class NAFNet(nn.Module):
             x = blocks(x, f"decoder_{level}", count, level)
 
         residual = conv(channels, 3, name="ending")(x)[:, :height, :width]
-        return images.astype(jnp.float32) + residual.astype(jnp.float32)
+        restored = images.astype(jnp.float32) + residual.astype(jnp.float32)
+        return [restored], x[:, :height, :width]

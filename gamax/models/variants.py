@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from gamax.models.adaptive_sampling import AdaptiveSampling
 from gamax.models.dmphn import DMPHN
 from gamax.models.gama_ir import GAMAIR
 from gamax.models.lir import LIR
 from gamax.models.nafnet import NAFNet
 from gamax.models.restormer import Restormer
+from gamax.models.saphn import SAPHN
 from gamax.models.swintormer import Swintormer
 from gamax.models.unet import UNet
 
@@ -93,6 +95,14 @@ def _plainnet(blocks: Mapping[str, Any], parameters: int, published: str) -> Var
         published=published,
         recipe=_PLAINNET_RECIPE,
     )
+
+
+_SAPHN = "2402.06117"
+_SAPHN_RECIPE = "Adam 1e-4, halved every 200,000 of 1,000,000 steps, batch 6, crops of 256 (unconfirmed)"
+
+
+def _saphn(parameters: int, source: str, published: str = "none", **options: Any) -> Variant:
+    return Variant(SAPHN, options, _SAPHN, "reconstruction", source, parameters, published, _SAPHN_RECIPE)
 
 
 _SWINTORMER_RECIPE = (
@@ -193,7 +203,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "dmphn_1_2_4": Variant(
         network=DMPHN,
-        options={"levels": 3},
+        options={"levels": (1, 2, 4)},
         paper=_DMPHN,
         fidelity="exact",
         source="the authors' code",
@@ -202,13 +212,35 @@ VARIANTS: dict[str, Variant] = {
     ),
     "dmphn_1_2_4_8": Variant(
         network=DMPHN,
-        options={"levels": 4},
+        options={"levels": (1, 2, 4, 8)},
         paper=_DMPHN,
         fidelity="exact",
         source="the authors' code",
         parameters=7_232_524,
         published="GoPro 30.25 / 0.935 (unconfirmed)",
         recipe=f"{_DMPHN_RECIPE}, 4,000 epochs",
+    ),
+    "saphn": _saphn(14_463_583, "gamax's reconstruction", "GoPro 31.85 / 0.948, HIDE 29.98 / 0.930 (2004.05343)"),
+    "saphn_1_2_4_8": _saphn(19_298_623, "the same with four levels", levels=(1, 2, 4, 8)),
+    "saphn_lite": _saphn(9_171_871, "the same with 3x3 filters", kernel_size=3),
+    "saphn_attention": _saphn(6_168_367, "the same without filters", branches="attention"),
+    "saphn_sampling": Variant(
+        network=AdaptiveSampling,
+        options={"network": SAPHN()},
+        paper=_SAPHN,
+        fidelity="reconstruction",
+        source="`saphn`, refined in two stages",
+        parameters=14_544_611,
+        recipe=f"{_SAPHN_RECIPE}, the last 40 % with sampling",
+    ),
+    "gama_ir_s_sampling": Variant(
+        network=AdaptiveSampling,
+        options={"network": GAMAIR(width=42, depth=18)},
+        paper=_SAPHN,
+        fidelity="reconstruction",
+        source="`gama_ir_s` with the sampling of SAPHN, gamax's own",
+        parameters=10_508_698,
+        recipe="none published",
     ),
     "lir": Variant(
         network=LIR,

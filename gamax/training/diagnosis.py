@@ -23,6 +23,7 @@ from gamax.errors import UserError
 from gamax.files import write_json
 from gamax.interop.weights import WEIGHTS_NAME, load_weights, save_weights
 from gamax.training.losses import weighted_sum
+from gamax.training.step import make_network_loss, network_keys
 
 NONFINITE_FOLDER = "nonfinite"
 """In the run folder: the report, and what is needed to compute the step again."""
@@ -103,7 +104,8 @@ def diagnose(model: nn.Module, experiment: Experiment, case: Case) -> Diagnosis:
     gradients: dict[str, float] = {}
     if not images:
         gradient = _gradient_sizes(model, losses)
-        found = [_flat(gradient(params, *pair)) for pair in pairs]
+        keys, progress = network_keys(key, len(pairs)), case.step / experiment.training.steps
+        found = [_flat(gradient(params, *pair, keys[index : index + 1], progress)) for index, pair in enumerate(pairs)]
         images = [index for index, each in enumerate(found) if not np.isfinite(list(each.values())).all()]
         if images:
             gradients = {name: size for name, size in found[images[0]].items() if not np.isfinite(size)}
@@ -169,13 +171,9 @@ def _watched_loss(model: nn.Module, losses: Callable[..., Array]) -> tuple[Calla
 
 
 def _gradient_sizes(model: nn.Module, losses: Callable[..., Array]) -> Callable[..., Any]:
-    """A function from parameters, input and target to the size of the gradient of every parameter."""
-
-    def loss(params: Any, image: Array, target: Array) -> Array:
-        restored: Any = model.apply({"params": params}, image)
-        return losses(restored, target)
-
-    return jax.jit(lambda *arguments: jax.tree.map(_size, jax.grad(loss)(*arguments)))
+    """A function from the arguments of the training loss to the size of the gradient of every parameter."""
+    gradient = jax.grad(make_network_loss(model, losses), has_aux=True)
+    return jax.jit(lambda *arguments: jax.tree.map(_size, gradient(*arguments)[0]))
 
 
 def _size(tree: Any) -> Float[Array, ""]:

@@ -32,24 +32,29 @@ def make_train_step(
     The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, C]`. Augmentation and degradation
     happen inside, keyed by the step, to the whole batch, which then goes through the network in
     `gradient_accumulation` parts. On a mesh, parameters are gathered and images split as the rules of `sharding` say.
-    An update with a loss or a gradient that is not finite is skipped and counted.
+    An update with a loss or a gradient that is not finite is skipped and counted. The metrics include what the network
+    itself reports of its training, if it does.
     """
     data, training = experiment.data, experiment.training
-    loss_function = weighted_sum({**training.auxiliary_losses, training.loss: 1.0})
+    network_loss = make_network_loss(model, weighted_sum({**training.auxiliary_losses, training.loss: 1.0}))
     optimizer = make_optimizer(experiment.optimizer)
     schedule = make_schedule(experiment.optimizer, training.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inputs, targets = preprocess(batch, jax.random.fold_in(state.key, state.step), data)
+        key = jax.random.fold_in(state.key, state.step)
+        inputs, targets = preprocess(batch, key, data)
+        progress = state.step / training.steps
 
-        def loss_of(params: Any, inputs: Array, targets: Array) -> Array:
+        def loss_of(params: Any, inputs: Array, targets: Array, keys: Array) -> tuple[Array, Metrics]:
             if mesh is not None:
                 params, (inputs, targets) = gather(mesh, params), split_rows(mesh, (inputs, targets))
-            restored: Any = model.apply({"params": params}, inputs)
-            return loss_function(restored, targets)
+            return network_loss(params, inputs, targets, keys, progress)
 
-        loss, grads = _mean_over_parts(
-            jax.value_and_grad(loss_of), state.params, (inputs, targets), gradient_accumulation
+        (loss, figures), grads = _mean_over_parts(
+            jax.value_and_grad(loss_of, has_aux=True),
+            state.params,
+            (inputs, targets, network_keys(key, len(inputs))),
+            gradient_accumulation,
         )
         gradient_norm = optax.tree.norm(grads)
         # A loss that has overflowed may have a gradient of zero.
@@ -67,6 +72,7 @@ def make_train_step(
         skipped = jnp.where(finite, 0, state.skipped + 1)
         skipped_total = state.skipped_total + jnp.where(finite, 0, 1)
         metrics = {
+            **figures,
             "loss": loss,
             "gradient_norm": gradient_norm,
             "update_norm": learning_rate * optax.tree.norm(updates),
@@ -77,6 +83,30 @@ def make_train_step(
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped, skipped_total), metrics
 
     return train_step
+
+
+def make_network_loss(
+    model: nn.Module, loss: Callable[[Any, Array], Array]
+) -> Callable[..., tuple[Float[Array, ""], Metrics]]:
+    """The loss of a batch as a function of parameters, inputs, targets, keys and progress, with further metrics.
+
+    A network that has a method `training_loss(inputs, targets, keys, progress, loss)` computes it itself, with random
+    numbers from one key for each image if it needs any, and the part of the training that is done. Of any other it is
+    `loss(restored, targets)`, and there are no further metrics.
+    """
+
+    def own_loss(params: Any, *arguments: Any) -> Any:
+        return model.apply({"params": params}, *arguments, loss, method="training_loss")
+
+    def loss_of_result(params: Any, inputs: Array, targets: Array, *_: Any) -> Any:
+        return loss(model.apply({"params": params}, inputs), targets), {}
+
+    return own_loss if hasattr(model, "training_loss") else loss_of_result
+
+
+def network_keys(step_key: Array, batch_size: int) -> Array:
+    """A key for each image of a batch, apart from those that `preprocess` makes of the step's key."""
+    return jax.random.split(jax.random.fold_in(step_key, 3), batch_size)
 
 
 def _mean_over_parts(function: Callable[..., Any], params: Any, batch: tuple[Array, ...], parts: int) -> Any:

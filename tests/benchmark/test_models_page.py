@@ -7,7 +7,7 @@ import pytest
 
 from gamax.benchmark import models_page
 from gamax.lab.receptive_field import receptive_field
-from gamax.models import VARIANTS, create_model
+from gamax.models import VARIANTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 
@@ -20,14 +20,12 @@ def field_on_the_page(name: str) -> int | None:
 def test_the_page_says_what_the_code_says(monkeypatch):
     # Measuring how far all networks see takes minutes; that part is taken from the page, and tested below.
     fields = {name: field_on_the_page(name) for name in VARIANTS}
-    narrow = {
-        create_model(name, **models_page._NARROW[variant.network]): fields[name] for name, variant in VARIANTS.items()
-    }
+    narrow = {models_page.narrow_model(name): field for name, field in fields.items()}
     monkeypatch.setattr(models_page, "receptive_field", narrow.__getitem__)
     assert models_page.models_page() == PAGE, "write the page again: gamax models --output docs/models.md"
 
 
 @pytest.mark.parametrize("name", ["unet", "plainnet_gopro_w32", "dmphn_1_2_4", "gama_ir_s"])
 def test_receptive_fields_on_the_page_are_right(name):
-    model = create_model(name, **models_page._NARROW[VARIANTS[name].network])
+    model = models_page.narrow_model(name)
     assert receptive_field(model) == field_on_the_page(name)

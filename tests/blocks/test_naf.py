@@ -27,7 +27,7 @@ def test_simple_gate_multiplies_the_halves():
     np.testing.assert_array_equal(simple_gate(jnp.arange(6.0).reshape(1, 1, 1, 6)), [[[[0 * 3, 1 * 4, 2 * 5]]]])
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", oracles.MIXERS)
 def test_a_fresh_block_is_the_identity(name):
     x = jax.random.normal(jax.random.key(0), (2, 4, 5, 6))
     np.testing.assert_array_equal(jax.jit(NAFBlock(MIXERS[name]).init_with_output)(jax.random.key(1), x)[0], x)
@@ -42,7 +42,7 @@ def test_parameters_are_6_c_squared_plus_32_c_plus_the_slot(name, slot, random_p
 
 
 @pytest.mark.parametrize(
-    ("name", "spatial_conv"), [*((name, "depthwise") for name in MIXERS), ("none", "dense"), ("gama", "dense")]
+    ("name", "spatial_conv"), [*((name, "depthwise") for name in oracles.MIXERS), ("none", "dense"), ("gama", "dense")]
 )
 def test_the_whole_block_equals_numpy(name, spatial_conv, random_params):
     x = np.random.default_rng(0).normal(size=(2, 5, 7, 6))

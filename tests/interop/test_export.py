@@ -37,7 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "nafnet_sidd_w32": {"width": 4, "encoder_blocks": (1,), "middle_blocks": 1, "decoder_blocks": (1,)},
     "restormer": {"width": 4, "blocks": (1, 0, 0, 1), "refinement_blocks": 0, "heads": (1, 2, 2, 4)},
     "unet": {"width": 2},
-    "dmphn_1_2_4": {"levels": 2, "widths": (2, 2, 2)},
+    "dmphn_1_2_4": {"levels": (1, 2), "widths": (2, 2, 2)},
+    "saphn": {"widths": (2, 2, 2), "levels": (1, 2), "blocks": 1, "kernel_size": 1, "max_offset": 1},
     "lir": {"width": 16, "encoder_blocks": (1, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
     "swintormer": {"width": 8, "blocks": (2, 0, 0, 1), "refinement_blocks": 0, "window_size": 2, "heads": (1, 2, 2, 2)},
 }

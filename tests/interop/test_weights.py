@@ -40,6 +40,15 @@ def test_every_bit_and_the_network_survive_the_disk(inside, run, params):
         assert np.asarray(restored).tobytes() == np.asarray(original).tobytes()
 
 
+def test_options_of_several_numbers_survive_the_disk(tmp_path, random_params):
+    name, options = "nafnet_sidd_w32", {"width": 2, "encoder_blocks": (1, 0), "middle_blocks": 0}
+    model = create_model(name, **options, decoder_blocks=(0, 0))
+    params = random_params(model, (1, 8, 8, 3))
+    save_weights(tmp_path / "nafnet.safetensors", params, name, {**options, "decoder_blocks": [0, 0]})
+    loaded, _ = load_weights(tmp_path / "nafnet.safetensors")
+    assert loaded == model
+
+
 def test_bfloat16_parameters_survive_the_disk(tmp_path, params):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     save_weights(tmp_path / "half.safetensors", half, NAME, OVERRIDES)

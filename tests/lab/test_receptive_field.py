@@ -48,7 +48,7 @@ def test_means_over_the_image_see_all_of_it():
 def test_it_is_as_wide_as_where_the_gradient_is_not_zero():
     # Positive everywhere, nothing cancels and no unit is dead; large enough that the longest way does not underflow. A
     # level of this network cuts the row in the middle, so pixels there see less than others.
-    model, length = DMPHN(levels=3, widths=(1, 1, 1)), 1024
+    model, length = DMPHN(levels=(1, 2, 4), widths=(1, 1, 1)), 1024
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3, np.float32), abstract_params(model))
 
     @jax.jit

@@ -22,7 +22,9 @@ def test_it_reproduces_the_official_network(shared_folder):
     official.check(DMPHN(widths=tuple(config["channels"])), tensors, 1e-4)
 
 
-@pytest.mark.parametrize(("levels", "parameters", "giga"), [(3, 5_424_393, 48.859447), (4, 7_232_524, 65.145930)])
+@pytest.mark.parametrize(
+    ("levels", "parameters", "giga"), [((1, 2, 4), 5_424_393, 48.859447), ((1, 2, 4, 8), 7_232_524, 65.145930)]
+)
 def test_it_has_the_published_size_and_cost(levels, parameters, giga):
     model = DMPHN(levels)
     params = abstract_params(model)
@@ -32,7 +34,7 @@ def test_it_has_the_published_size_and_cost(levels, parameters, giga):
 
 
 def test_four_levels_follow_the_paper_patch_by_patch(random_params):
-    model = DMPHN(4, WIDTHS)
+    model = DMPHN((1, 2, 4, 8), WIDTHS)
     params = random_params(model, (1, 16, 8, 3))
     # Wider by 8 than a multiple of 16, which the network takes without padding.
     image = np.random.default_rng(0).random((1, 32, 24, 3)).astype(np.float32)
@@ -68,7 +70,7 @@ def test_four_levels_follow_the_paper_patch_by_patch(random_params):
 
 @pytest.mark.parametrize(("levels", "size"), [(1, (4, 4)), (2, (8, 4)), (3, (8, 8)), (4, (16, 8)), (5, (16, 16))])
 def test_it_pads_to_the_smallest_sizes_that_can_be_cut(levels, size, random_params):
-    model = DMPHN(levels, WIDTHS)
+    model = DMPHN(tuple(2**level for level in range(levels)), WIDTHS)
     params = random_params(model, (1, 8, 8, 3))
     images = np.random.default_rng(0).random((2, 2 * size[0] - 1, 2 * size[1] - 1, 3)).astype(np.float32)
     padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="reflect")
@@ -78,7 +80,7 @@ def test_it_pads_to_the_smallest_sizes_that_can_be_cut(levels, size, random_para
 
 
 def test_images_of_a_batch_do_not_mix(random_params):
-    model = DMPHN(4, WIDTHS)
+    model = DMPHN((1, 2, 4, 8), WIDTHS)
     params = random_params(model, (1, 16, 8, 3))
     images = jnp.asarray(np.random.default_rng(0).random((3, 16, 16, 3)), jnp.float32)
     together = jax.jit(model.apply)({"params": params}, images)
@@ -87,8 +89,8 @@ def test_images_of_a_batch_do_not_mix(random_params):
 
 
 def test_its_tensors_have_the_names_and_shapes_of_the_authors():
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(DMPHN(4)))
-    shapes = {name: value.shape for name, value in export_tensors(params, key_map(DMPHN(4))).items()}
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(DMPHN((1, 2, 4, 8))))
+    shapes = {name: value.shape for name, value in export_tensors(params, key_map(DMPHN((1, 2, 4, 8)))).items()}
     expected = {"encoder.layer1": (32, 3, 3, 3), "encoder.layer5": (64, 32, 3, 3), "encoder.layer9": (128, 64, 3, 3)}
     expected |= {"decoder.layer16": (128, 64, 4, 4), "decoder.layer20": (64, 32, 4, 4)}
     expected |= {"decoder.layer24": (3, 32, 3, 3)}
@@ -110,13 +112,15 @@ def test_its_tensors_have_the_names_and_shapes_of_the_authors():
 
 def test_tiles_change_its_result_if_it_cuts_patches():
     assert DMPHN().global_statistics
-    assert not DMPHN(1).global_statistics
+    assert not DMPHN((1,)).global_statistics
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"levels": 0}, "at least one level, not 0"),
+        ({"levels": ()}, r"start at 1 and double, such as 1,2,4, not \(\)"),
+        ({"levels": (1, 2, 3)}, r"start at 1 and double, such as 1,2,4, not \(1, 2, 3\)"),
+        ({"levels": (2, 4)}, "start at 1 and double"),
         ({"widths": (32, 64)}, r"three widths of at least 1, not \(32, 64\)"),
         ({"widths": ()}, "three widths"),
         ({"widths": (8, 0, 8)}, "three widths of at least 1"),

@@ -19,8 +19,10 @@ from gamax.models.gama_ir import GAMAIR
 from gamax.models.lir import LIR
 from gamax.models.nafnet import NAFNet
 from gamax.models.restormer import Restormer
+from gamax.models.saphn import SAPHN
 from gamax.models.swintormer import Swintormer
 from gamax.models.unet import UNet
+from gamax.training.step import make_network_loss
 
 SMALL: dict[type[nn.Module], dict[str, Any]] = {
     GAMAIR: {"width": 4, "depth": 4, "levels": 1, "blocks_per_level": 1},
@@ -29,13 +31,17 @@ SMALL: dict[type[nn.Module], dict[str, Any]] = {
     Restormer: {"width": 4, "blocks": (2, 0, 0, 1), "refinement_blocks": 0, "heads": (1, 2, 2, 4)},
     UNet: {"width": 2},
     DMPHN: {"widths": (2, 4, 4)},
+    SAPHN: {"widths": (2, 4, 4), "levels": (1, 2), "blocks": 1, "kernel_size": 1, "max_offset": 1, "descriptors": 2},
     LIR: {"width": 16, "encoder_blocks": (2, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
     Swintormer: {"width": 8, "blocks": (4, 0, 0, 1), "refinement_blocks": 0, "window_size": 2, "heads": (1, 2, 2, 2)},
 }
 
 
 def small(name: str, **options: Any) -> nn.Module:
-    return create_model(name, **SMALL[VARIANTS[name].network], **options)
+    network, inner = VARIANTS[name].network, VARIANTS[name].options.get("network")
+    if inner is not None:
+        options = {"ratio": 0.1, **options}
+    return create_model(name, **SMALL[network if inner is None else type(inner)], **options)
 
 
 def first_of_each(kind: Callable[[str], Any]) -> list[str]:
@@ -71,10 +77,11 @@ def example(random_params) -> Callable[[str], tuple[Any, jax.Array]]:
 
 
 def gradients(model: nn.Module, params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-    def loss(params: Any) -> jax.Array:
-        return jnp.square(model.apply({"params": params}, images) - 0.5).mean()
-
-    return jax.jit(jax.value_and_grad(loss))(params)
+    """Of the training loss at the end of training."""
+    loss = make_network_loss(model, lambda restored, target: jnp.square(restored - target).mean())
+    targets, keys = jnp.full((*images.shape[:3], 3), 0.5), jax.random.split(jax.random.key(0), len(images))
+    (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, images, targets, keys, jnp.float32(1))
+    return value, grads
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -188,8 +188,8 @@ def test_a_module_class_and_a_lambda_fit_the_slot():
 
 
 @pytest.mark.parametrize("mixer", [*MIXERS, None, GAMA])
-def test_only_networks_without_a_mixer_are_free_of_global_statistics(mixer):
-    assert GAMAIR(**SMALL, mixer=mixer).global_statistics == (mixer not in ("none", None))
+def test_networks_with_a_local_mixer_or_none_are_free_of_global_statistics(mixer):
+    assert GAMAIR(**SMALL, mixer=mixer).global_statistics == (mixer not in ("none", None, "pixel_dependent_filter"))
 
 
 @pytest.mark.parametrize("levels", [1, 3])
@@ -210,7 +210,11 @@ def test_overrides_replace_the_options_of_a_variant():
         (lambda: create_model("gama_ir_s", widht=8), r"gama_ir_s has no option 'widht' \(did you mean 'width'\?\)"),
         (lambda: create_model("gama_ir_s", parent=None), "has no option 'parent'"),
         (lambda: create_model("gama_ir_s", mixer="gamma"), r"unknown mixer 'gamma' \(did you mean 'gama'\?\)"),
-        (lambda: create_model("gama_ir_s", spatial_conv="dens"), "did you mean 'dense'"),
+        (lambda: create_model("gama_ir_s", spatial_conv="dens"), r"unknown spatial_conv 'dens' \(did you mean 'dense'"),
+        (
+            lambda: create_model("gama_ir_s", mixer="content_aware", local_window=64),
+            "local_window is for the mixers gama",
+        ),
         (lambda: create_model("gama_ir_s", depth=16), "4 levels of 2 x 2 blocks needs a depth of at least 17, not 16"),
         (lambda: create_model("gama_ir_s", width=7), "even width"),
         (lambda: create_model("gama_ir_s", width=0), "even width"),

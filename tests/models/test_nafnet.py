@@ -139,6 +139,32 @@ def test_plain_networks_are_local_and_have_no_pytorch_code(random_params):
     np.testing.assert_array_equal(results[0][:, :, 60:], results[1][:, :, 60:])
 
 
+def test_another_mixer_fills_the_slot_and_has_no_pytorch_code():
+    slot = abstract_params(NAFNet(**SMALL, mixer="gama", dtype=jnp.bfloat16))["middle_0"]["mixing"]
+    assert count_parameters(slot) == 147
+    assert {leaf.dtype for leaf in jax.tree.leaves(slot)} == {jnp.dtype(jnp.float32)}
+    assert "mixing" not in abstract_params(NAFNet(**SMALL, mixer=None))["middle_0"]
+    with pytest.raises(UserError, match="no published PyTorch code for NAFNet with these options"):
+        key_map(NAFNet(**SMALL, mixer="gama"))
+
+
+def test_only_networks_with_a_global_mixer_have_global_statistics():
+    assert NAFNet(**SMALL, mixer="efficient_attention").global_statistics
+    assert not NAFNet(**SMALL, mixer=None).global_statistics
+    assert NAFNet(**SMALL, block="baseline").global_statistics
+
+
+def test_the_window_reaches_a_mixer_that_takes_one(random_params):
+    params = random_params(NAFNet(**SMALL, mixer="gama"), (1, 8, 8, 3))
+    x = jnp.asarray(np.random.default_rng(0).random((1, 12, 8, 3)), jnp.float32)
+    plain, covering, local = (
+        jax.jit(NAFNet(**SMALL, mixer="gama", local_window=window).apply)({"params": params}, x)
+        for window in (None, 12, 4)
+    )
+    np.testing.assert_array_equal(covering, plain)
+    assert not np.allclose(local, plain)
+
+
 def test_lists_make_the_same_network_as_tuples():
     lists = create_model("nafnet_sidd_w32", encoder_blocks=[1, 1], decoder_blocks=[1, 1], local_window=384)
     assert hash(lists) == hash(
@@ -167,13 +193,25 @@ def test_gradients_and_bfloat16_with_a_window(random_params):
         ({"middle_blocks": -1}, "must not be negative"),
         ({"width": 0}, "width and expansion of at least 1"),
         ({"expansion": 0}, "width and expansion of at least 1"),
-        ({"encoder_blocks": 2}, "'encoder_blocks' of nafnet_sidd_w32 must be several whole numbers, set in Python"),
-        ({"encoder_blocks": "[1, 1]"}, "several whole numbers"),
+        ({"encoder_blocks": 2}, r"as many numbers of encoder_blocks as of decoder_blocks, not \(2,\) and"),
+        (
+            {"encoder_blocks": "[1, 1]"},
+            r"'encoder_blocks' of nafnet_sidd_w32 must be several whole numbers such as 1,2, not '\[1, 1\]'",
+        ),
+        ({"encoder_blocks": True}, "several whole numbers"),
         ({"encoder_blocks": (1, 1.5, 1, 1)}, "several whole numbers"),
         ({"local_window": "none"}, "'local_window' of nafnet_sidd_w32 must be of type int or None, not 'none'"),
         ({"local_window": 384.5}, "type int or None"),
         ({"local_window": 15}, "local_window must be at least 16, not 15"),
         ({"local_window": 384, "block": "plain"}, "local_window is for the blocks naf and baseline"),
+        ({"block": "baseline", "mixer": "gama"}, "mixer is for the block naf, not for baseline: leave it at sca"),
+        ({"block": "plain", "mixer": None}, "mixer is for the block naf, not for plain"),
+        ({"mixer": "gamma"}, r"unknown mixer 'gamma' \(did you mean 'gama'\?\)"),
+        ({"mixer": 3}, "mixer must be a module class such as GAMA"),
+        (
+            {"mixer": "content_aware", "local_window": 384},
+            "local_window is for the mixers gama, squeeze_excite and sca",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):

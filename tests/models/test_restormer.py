@@ -85,7 +85,8 @@ def test_the_bias_free_norm_keeps_the_mean():
         ({"expansion": 0.01}, "leave a hidden channel"),
         ({"expansion": float("nan")}, "leave a hidden channel"),
         ({"expansion": "wide"}, "'expansion' of restormer must be of type float"),
-        ({"blocks": 4}, "several whole numbers"),
+        ({"blocks": 4}, "four levels"),
+        ({"blocks": "4, 6"}, "several whole numbers"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):
