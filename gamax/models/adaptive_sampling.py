@@ -98,6 +98,16 @@ class AdaptiveSampling(nn.Module):
         """Whether tiling changes the result: pixels are chosen among all of the image, so it does."""
         return True
 
+    @property
+    def rows_divisible(self) -> bool:
+        """Whether several devices can share the rows of an image in training: if those of the network can."""
+        return getattr(self.network, "rows_divisible", True)
+
+    @property
+    def samples_pixels(self) -> bool:
+        """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
+        return True
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width up to which padding changes no result: none, as padding would be sampled, too."""
         return height, width

@@ -54,6 +54,11 @@ class DMPHN(nn.Module):
         """Whether tiling changes the result: patches end in the middle of what the network is given, so it does."""
         return len(self.levels) > 1
 
+    @property
+    def rows_divisible(self) -> bool:
+        """Whether several devices can share the rows of an image in training: not if patches are cut from it."""
+        return len(self.levels) == 1
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that images are padded to."""
         multiples = patch_multiples(self.levels, 4)

@@ -86,6 +86,11 @@ class GAMAIR(nn.Module):
         return is_global(self.mixer)
 
     @property
+    def samples_pixels(self) -> bool:
+        """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
+        return self.mixer in ("pixel_dependent_filter", "content_aware")
+
+    @property
     def _bottom_blocks(self) -> int:
         return self.depth - 2 * self.levels * self.blocks_per_level
 

@@ -99,6 +99,11 @@ class NAFNet(nn.Module):
         """Whether an output pixel depends on the whole input, or a wide window, so that tiling changes it."""
         return self.block == "baseline" or (self.block == "naf" and is_global(self.mixer))
 
+    @property
+    def samples_pixels(self) -> bool:
+        """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
+        return self.mixer in ("pixel_dependent_filter", "content_aware")
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""
         return self.outputs(images)[0][-1]

@@ -82,6 +82,16 @@ class SAPHN(nn.Module):
         """Whether tiling changes the result: attention sees the whole image, and patches end in its middle."""
         return len(self.levels) > 1 or self.branches in ("both", "attention")
 
+    @property
+    def rows_divisible(self) -> bool:
+        """Whether several devices can share the rows of an image in training: not if patches are cut from it."""
+        return len(self.levels) == 1
+
+    @property
+    def samples_pixels(self) -> bool:
+        """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
+        return self.branches in ("both", "filter")
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that images are padded to."""
         multiples = patch_multiples(self.levels, 4)

@@ -26,6 +26,7 @@ from gamax.training.sharding import (
     mesh_shape,
     planned_collectives,
     replicated,
+    rows_divisible,
     state_sharding,
 )
 from gamax.training.state import TrainState
@@ -113,6 +114,9 @@ def step_programs(
         compiled = compile_step(model, experiment, stage, meshes[stage], abstract_state, crops, device_bytes=memory)
         for line in describe(compiled, time.monotonic() - started, memory):
             say(line)
+        if compiled.mesh.shape["rows"] > 1 and not rows_divisible(model):
+            name = type(model).__name__
+            say(f"warning: {name} cuts images into patches, so the devices along rows all compute the same")
         return compiled
 
     return program
@@ -208,7 +212,7 @@ def compile_step(
                 temporary_bytes=memory.temp_size_in_bytes if memory else 0,
                 flops=(compiled.cost_analysis() or {}).get("flops", math.nan),
                 collectives=collectives(compiled.as_text() or ""),
-                planned=planned_collectives(mesh, mixes=experiment.data.mixup > 0),
+                planned=planned_collectives(mesh, model, mixes=experiment.data.mixup > 0),
             )
             if requested != "auto" or device_bytes is None or program.bytes_per_device <= HEADROOM * device_bytes:
                 return program

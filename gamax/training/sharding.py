@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -146,25 +147,38 @@ def gather(mesh: Mesh, params: Any) -> Any:
     return jax.tree.map(whole, params, state_sharding(mesh, params))
 
 
-def split_rows(mesh: Mesh, images: Any) -> Any:
+def rows_divisible(model: nn.Module) -> bool:
+    """Whether devices can share the rows of what a network is given: not if it cuts images into patches.
+
+    With the height of patches divided XLA counts the gradients of kernels once for each device that has the same rows.
+    """
+    return getattr(model, "rows_divisible", True)
+
+
+def split_rows(mesh: Mesh, images: Any, *, divisible: bool = True) -> Any:
     """Images `[B, H, W, C]` as the network is given them: the batch over `data` and `fsdp`, the height over `rows`.
 
-    They are whole before: augmentation turns them, and its random numbers are those of one device.
+    They are whole before: augmentation turns them, and its random numbers are those of one device. They stay whole if
+    their rows are not `divisible`; then the devices along `rows` all compute the same.
     """
     whole = lax.with_sharding_constraint(images, batch_sharding(mesh))
+    if not divisible:
+        return whole
     return lax.with_sharding_constraint(whole, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "rows")))
 
 
-def planned_collectives(mesh: Mesh, *, mixes: bool = False) -> set[str]:
+def planned_collectives(mesh: Mesh, model: nn.Module, *, mixes: bool = False) -> set[str]:
     """The kinds of exchange between devices that a training step on this mesh is meant to have.
 
     Sums of gradients and metrics (`all-reduce`); of `fsdp`, gathered parameters and gradients that are summed in parts
-    (`reduce-scatter`, or a ring of `collective-permute` on TPUs); of `rows`, halos; images of other devices, where a
-    step `mixes` those of a batch.
+    (`reduce-scatter`, or a ring of `collective-permute` on TPUs); of `rows`, halos, and what a network samples anywhere
+    in an image; images of other devices, where a step `mixes` those of a batch.
     """
     planned = {"all-reduce"} if mesh.size > 1 else set()
     if mesh.shape["fsdp"] > 1:
         planned |= {"all-gather", "reduce-scatter", "collective-permute"}
     if mesh.shape["rows"] > 1 or (mixes and mesh.size > 1):
         planned |= {"collective-permute"}
+    if mesh.shape["rows"] > 1 and getattr(model, "samples_pixels", False):
+        planned |= {"all-gather", "all-to-all"}
     return planned

@@ -17,7 +17,7 @@ from gamax.config import Experiment
 from gamax.data.preprocessing import preprocess
 from gamax.training.losses import weighted_sum
 from gamax.training.optimizer import make_optimizer, make_schedule
-from gamax.training.sharding import gather, split_rows
+from gamax.training.sharding import gather, rows_divisible, split_rows
 from gamax.training.state import TrainState
 
 Batch = Mapping[str, Shaped[Array, "b h w c"]]
@@ -36,6 +36,7 @@ def make_train_step(
     itself reports of its training, if it does.
     """
     data, training = experiment.data, experiment.training
+    divisible = rows_divisible(model)
     network_loss = make_network_loss(model, weighted_sum({**training.auxiliary_losses, training.loss: 1.0}))
     optimizer = make_optimizer(experiment.optimizer)
     schedule = make_schedule(experiment.optimizer, training.steps)
@@ -47,7 +48,10 @@ def make_train_step(
 
         def loss_of(params: Any, inputs: Array, targets: Array, keys: Array) -> tuple[Array, Metrics]:
             if mesh is not None:
-                params, (inputs, targets) = gather(mesh, params), split_rows(mesh, (inputs, targets))
+                params, (inputs, targets) = (
+                    gather(mesh, params),
+                    split_rows(mesh, (inputs, targets), divisible=divisible),
+                )
             return network_loss(params, inputs, targets, keys, progress)
 
         (loss, figures), grads = _mean_over_parts(
