@@ -22,23 +22,28 @@ from pathlib import Path
 
 import numpy as np
 
-SMALL = ("widths=8,16,32",)
+from gamax.errors import UserError
+from gamax.files import lock
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("widths=8,16,32", "levels=1,2")
 ROWS = {
     "DMPHN": ("dmphn_1_2_4",),
-    "plain blocks": ("saphn", "branches=none", "level_attention=false"),
-    "+ attention": ("saphn", "branches=attention"),
-    "+ local filtering": ("saphn", "branches=filter", "level_attention=false", "kernel_size=3"),
-    "+ both fused": ("saphn", "kernel_size=3"),
-    "+ sampling, random": ("saphn_sampling", "kernel_size=3", "policy=uniform"),
-    "+ sampling, learned": ("saphn_sampling", "kernel_size=3"),
+    "SAPHN, plain blocks": ("saphn", "branches=none", "level_attention=false"),
+    "SAPHN, attention": ("saphn", "branches=attention"),
+    "SAPHN, local filtering": ("saphn", "branches=filter", "level_attention=false", "kernel_size=3"),
+    "SAPHN, both fused": ("saphn", "kernel_size=3"),
+    "with random sampling": ("saphn_sampling", "kernel_size=3", "start=0.3", "policy=uniform"),
+    "with learned sampling": ("saphn_sampling", "kernel_size=3", "start=0.3"),
 }
 SEEDS = (0, 1, 2)
-STEPS, BATCH, CROP, TEST_CROP = 600, 4, 64, 256
+STEPS, BATCH, CROP, TEST_CROP = 1600, 2, 64, 256
 TRAINING = (
     *("--training.steps", str(STEPS), "--training.batch-size", str(BATCH), "--data.patch-size", str(CROP)),
-    *("--training.loss", "l1", "--optimizer.learning-rate", "1e-3", "--optimizer.gradient-clip", "0.5"),
+    *("--training.loss", "l1", "--optimizer.learning-rate", "2e-3", "--optimizer.gradient-clip", "0.5"),
     *("--optimizer.beta2", "0.999", "--training.checkpoint-every", str(STEPS), "--evaluation.every", "0"),
 )
+SETS = {"synthetic blur": "result.json", "GoPro crops": "gopro.json"}
 
 
 def make_pairs(output: Path, sharp: list[Path], test: Path, gopro: Path) -> None:
@@ -48,7 +53,7 @@ def make_pairs(output: Path, sharp: list[Path], test: Path, gopro: Path) -> None
     from gamax.data.degradations import MotionBlur
     from gamax.data.images import list_images, read_image, to_float, to_integers, write_image
 
-    blur = jax.jit(MotionBlur(length=(5.0, 17.0), spatially_varying=True, roll=(2.0, 8.0)))
+    blur = jax.jit(MotionBlur(length=(3.0, 7.0), roughness=(0.0, 0.5), spatially_varying=True, roll=(0.0, 6.0)))
 
     def write(folder: Path, name: str, pair: tuple[np.ndarray, np.ndarray]) -> None:
         for kind, image in zip(("input", "target"), pair, strict=True):
@@ -91,34 +96,64 @@ def _run_folder(output: Path, row: str, seed: int) -> Path:
 
 def train_all(output: Path) -> None:
     """Trains and evaluates what is not finished, one after the other; several such processes share the work."""
+    output = output.resolve()
     for (row, (model, *overrides)), seed in itertools.product(ROWS.items(), SEEDS):
         run = _run_folder(output, row, seed)
-        run.parent.mkdir(exist_ok=True, parents=True)
         try:
-            run.with_suffix(".taken").touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        settings = ("--model.name", model, "--model.overrides", *SMALL, *overrides, "--training.seed", str(seed))
-        folders = ("--data.source", str(output / "data"), "--data.prepared-dir", str(output / "prepared"))
-        command = ["train.py", "configs/paired.py", *folders, *settings, *TRAINING, "--logging.run-dir", str(run)]
-        subprocess.run([sys.executable, *command], check=True)
-        options = ("--protocol", "paired-rgb", "--data", str(output / "gopro"), "--output", str(run / "gopro.json"))
-        subprocess.run([sys.executable, "eval.py", str(run), *options], check=True)
+            with lock(output / "locks" / run.name, wait=False):
+                if (run / "gopro.json").exists():
+                    continue
+                settings = (
+                    "--model.name",
+                    model,
+                    "--model.overrides",
+                    *SMALL,
+                    *overrides,
+                    "--training.seed",
+                    str(seed),
+                )
+                folders = ("--data.source", str(output / "data"), "--data.prepared-dir", str(output / "prepared"))
+                _run("train.py", "configs/paired.py", *folders, *settings, *TRAINING, "--logging.run-dir", str(run))
+                scored = ("--data", str(output / "gopro"), "--output", str(run / "gopro.json"))
+                _run("eval.py", str(run), "--protocol", "paired-rgb", *scored)
+        except UserError as busy:
+            print(busy)
+
+
+def _run(*command: str) -> None:
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
 def print_table(output: Path) -> None:
-    """PSNR of every row: mean and standard deviation over the seeds, on both test sets."""
-    print("| network | parameters | synthetic blur | GoPro crops | seconds |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for row in ROWS:
-        results = [
-            [json.loads((_run_folder(output, row, seed) / name).read_text()) for name in ("result.json", "gopro.json")]
-            for seed in SEEDS
-        ]
-        scores = zip(*([result["mean"]["psnr"] for result in pair] for pair in results), strict=True)
-        cells = [f"{statistics.mean(of_set):.2f} ± {statistics.stdev(of_set):.2f}" for of_set in scores]
-        seconds = statistics.mean(own["seconds"] for own, _ in results)
-        print(f"| {row} | | {' | '.join(cells)} | {seconds:.0f} |")
+    """Gains in PSNR over the input: mean and standard deviation over the seeds, on both test sets."""
+    from gamax.config import parse_overrides
+    from gamax.models import abstract_params, count_parameters, create_model
+
+    results = {
+        row: {
+            title: [json.loads((_run_folder(output, row, seed) / name).read_text()) for seed in SEEDS]
+            for title, name in SETS.items()
+        }
+        for row in ROWS
+    }
+    inputs = [f"{results['DMPHN'][title][0]['psnr_input']:.2f} dB" for title in SETS]
+    print(f"| network | parameters | {' | '.join(f'{title}, gain' for title in SETS)} |")
+    print("| --- | ---: | ---: | ---: |")
+    print(f"| input | | {' | '.join(inputs)} |")
+    for row, (model, *overrides) in ROWS.items():
+        params = abstract_params(create_model(model, **parse_overrides([*SMALL, *overrides])))
+        gains = [[result["psnr"] - result["psnr_input"] for result in results[row][title]] for title in SETS]
+        cells = [f"{statistics.mean(each):+.3f} ± {statistics.stdev(each):.3f}" for each in gains]
+        print(f"| {row} | {count_parameters(params):,} | {' | '.join(cells)} |")
+    print("\nlearned against random sampling, seed by seed:")
+    for title in SETS:
+        pairs = zip(results["with learned sampling"][title], results["with random sampling"][title], strict=True)
+        print(f"{title}:", ", ".join(f"{learned['psnr'] - random['psnr']:+.3f} dB" for learned, random in pairs))
+    for row in ("with random sampling", "with learned sampling"):
+        for seed in SEEDS:
+            *_, last = (_run_folder(output, row, seed) / "metrics.jsonl").read_text().splitlines()
+            watched = json.loads(last)
+            print(row, seed, {name: watched[name] for name in ("reward", "precision", "entropy")})
 
 
 if __name__ == "__main__":

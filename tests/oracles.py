@@ -248,7 +248,7 @@ def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
 def efficient_attention(x: np.ndarray, params: Params, source: np.ndarray | None = None) -> np.ndarray:
     """By the matrix of every pixel's weights for every pixel of the source, which the module never makes."""
     source = x if source is None else source
-    source = source * (1 / (1 + np.exp(-pointwise(source, params["mask"]))))
+    source = source * (1 / (1 + np.exp(-pointwise(source, params["mask_head"]))))
     result = np.empty((*x.shape[:3], params["output"]["kernel"].shape[-1]))
     for index, (image, other) in enumerate(zip(x, source, strict=True)):
         keys = softmax(pointwise(other, params["key"]).reshape(other.shape[0] * other.shape[1], -1), 0)
@@ -262,8 +262,8 @@ def pixel_dependent_filter(x: np.ndarray, params: Params, max_offset: int) -> np
     """Tap by tap, sampled with SciPy."""
     kernel = np.asarray(params["kernel"], np.float64)
     size, (rows, columns) = len(kernel), np.mgrid[: x.shape[1], : x.shape[2]]
-    modulation = 1 + conv(x, params["modulation"])
-    offsets = max_offset * np.tanh(conv(x, params["offsets"])).reshape(*x.shape[:3], size * size, 2)
+    modulation = 1 + conv(x, params["modulation_head"])
+    offsets = max_offset * np.tanh(conv(x, params["offset_head"])).reshape(*x.shape[:3], size * size, 2)
     result = np.zeros(x.shape) + np.asarray(params["bias"], np.float64)
     for index, image in enumerate(x):
         for tap, (i, j) in enumerate(np.ndindex(size, size)):
@@ -277,7 +277,7 @@ def pixel_dependent_filter(x: np.ndarray, params: Params, max_offset: int) -> np
 
 
 def content_aware(x: np.ndarray, params: Params, max_offset: int, source: np.ndarray | None = None) -> np.ndarray:
-    fusion = 1 / (1 + np.exp(-conv(x, params["fusion"])))
+    fusion = 1 / (1 + np.exp(-conv(x, params["fusion_head"])))
     attended = efficient_attention(x, params["attention"], source)
     return fusion * attended + (1 - fusion) * pixel_dependent_filter(x, params["filter"], max_offset)
 

@@ -14,7 +14,10 @@ from gamax.config import DataConfig, Experiment, OptimizerConfig, Stage, Trainin
 from gamax.data.degradations import GaussianNoise
 from gamax.errors import UserError
 from gamax.models import create_model
+from gamax.models.adaptive_sampling import AdaptiveSampling
+from gamax.models.dmphn import DMPHN
 from gamax.models.gama_ir import GAMAIR
+from gamax.models.saphn import SAPHN
 from gamax.training import sharding
 from gamax.training.optimizer import make_optimizer
 from gamax.training.program import compile_step
@@ -201,3 +204,46 @@ def full_size(request, random_params):
 def test_a_step_of_a_published_network_on_eight_devices_equals_one_on_one(shape, full_size, random_params):
     model, patch_size, one = full_size
     check_step_on_a_mesh(shape, model, patch_size, one, random_params)
+
+
+def first_moments(state: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state[1].mu)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def check_gradients_on_a_mesh(shape: tuple[int, int, int], model: nn.Module, random_params: Any) -> None:
+    """The gradients of one device, and no exchange that was not planned."""
+    expected, _, _ = step_on((1, 1, 1), model, 32, random_params)
+    state, _, program = step_on(shape, model, 32, random_params)
+    assert program.unplanned == set()
+    found = first_moments(state)
+    for name, moment in first_moments(expected).items():
+        # A soft-max does not notice what is added to all logits: rounding is all there is.
+        if not name.endswith(("['logit']['bias']", "['key']['bias']")):
+            np.testing.assert_allclose(found[name], moment, rtol=0, atol=1e-4 * abs(moment).max(), err_msg=name)
+
+
+def test_networks_that_cut_patches_have_the_gradients_of_one_device_where_others_divide_rows(random_params):
+    model = DMPHN(levels=(1, 2), widths=(2, 2, 2))
+    assert not sharding.rows_divisible(model)
+    check_gradients_on_a_mesh((2, 1, 4), model, random_params)
+
+
+SMALL_SAPHN = SAPHN(widths=(2, 4, 4), blocks=1, kernel_size=1, max_offset=1, descriptors=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        SMALL_SAPHN,
+        AdaptiveSampling(SMALL_SAPHN, ratio=0.1, start=0.0),
+        AdaptiveSampling(MODEL, ratio=0.1, start=0.0),
+        GAMAIR(width=4, depth=3, levels=1, blocks_per_level=1, mixer="content_aware"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_saphn_and_adaptive_sampling_have_the_gradients_of_one_device(model, shape, random_params, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 2)
+    check_gradients_on_a_mesh(shape, model, random_params)
