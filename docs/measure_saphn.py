@@ -41,7 +41,7 @@ STEPS, BATCH, CROP, TEST_CROP = 1600, 2, 64, 256
 TRAINING = (
     *("--training.steps", str(STEPS), "--training.batch-size", str(BATCH), "--data.patch-size", str(CROP)),
     *("--training.loss", "l1", "--optimizer.learning-rate", "2e-3", "--optimizer.gradient-clip", "0.5"),
-    *("--optimizer.beta2", "0.999", "--training.checkpoint-every", str(STEPS), "--evaluation.every", "0"),
+    *("--optimizer.beta2", "0.99", "--training.checkpoint-every", str(STEPS), "--evaluation.every", "0"),
 )
 SETS = {"synthetic blur": "result.json", "GoPro crops": "gopro.json"}
 

@@ -36,7 +36,7 @@ class LabExplain:
         """Carries the verb out."""
         from gamax.lab.explain import explain_photo
 
-        at = parse_point(self.at) if self.at else None
+        at = None if self.at is None else parse_point(self.at)
         options = {"target": self.target, "output": self.output, "size": self.size, "overwrite": self.overwrite}
         record, written = explain_photo(self.weights, self.photo, at=at, **options)
         for title, rows in _tables(record):
@@ -47,15 +47,16 @@ class LabExplain:
             say(f"wrote {path}")
 
 
+# A single verb would not be one: tyro makes verbs of unions only.
 @dataclasses.dataclass(frozen=True)
 class Lab:
     """Looks into networks."""
 
-    # A single verb would not be one: tyro makes verbs of unions only.
     verb: (
         Annotated[LabExplain, tyro.conf.subcommand("explain", prefix_name=False)]
         | Annotated[LabExplain, tyro.conf.Suppress]
     )
+    """What to look at."""
 
     def run(self) -> None:
         """Carries the verb out."""

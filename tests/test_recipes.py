@@ -110,8 +110,15 @@ def test_the_learning_rates_of_swintormer_are_those_of_its_options():
     assert recipe("swintormer_dpdd").training.steps == falling[-1]
 
 
+def test_the_learning_rate_of_saphn_is_halved_every_200000_steps():
+    steps = [0, 199_999, 200_001, 399_999, 400_001, 800_001, 999_999]
+    halved = [0, 0, 1, 1, 2, 4, 4]
+    np.testing.assert_allclose(learning_rates("saphn_gopro", steps), [1e-4 / 2**times for times in halved], 1e-6)
+    assert recipe("saphn_gopro").training.steps == 1_000_000
+
+
 def test_every_recipe_of_a_paper_has_its_schedule_checked():
-    assert sorted([*itertools.chain(*FIXTURES.values()), "swintormer_dpdd"]) == PAPERS
+    assert sorted([*itertools.chain(*FIXTURES.values()), "saphn_gopro", "swintormer_dpdd"]) == PAPERS
 
 
 def test_the_stages_are_those_of_the_authors():
@@ -194,6 +201,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "restormer_gopro": {"width": 2, "blocks": (0, 0, 0, 0), "refinement_blocks": 1, "heads": (1, 1, 1, 1)},
     "unet_sidd": {"width": 1},
     "lir_gopro": {"width": 16, "encoder_blocks": (0, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
+    "saphn_gopro": {"widths": (2, 2, 2), "levels": (1,), "blocks": 1, "branches": "none", "ratio": 0.1},
     "swintormer_dpdd": {
         "width": 2,
         "blocks": (0, 0, 0, 0),

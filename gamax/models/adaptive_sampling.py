@@ -74,6 +74,12 @@ class AdaptiveSampling(nn.Module):
             raise UserError(f"AdaptiveSampling needs at least one stage, not {self.stages}")
         if not 0 < self.ratio <= 1:
             raise UserError(f"ratio must be a fraction of the pixels above 0 and at most 1, not {self.ratio}")
+        if not 0 <= self.start < 1:
+            raise UserError(f"start must be a fraction of the training from 0 to below 1, not {self.start}")
+        if not (self.policy_weight >= 0 and self.entropy_weight >= 0):
+            raise UserError(
+                f"policy_weight and entropy_weight must be 0 or more, not {self.policy_weight} and {self.entropy_weight}"
+            )
         super().__post_init__()
 
     def setup(self) -> None:

@@ -63,8 +63,8 @@ class SAPHN(nn.Module):
             raise UserError(f"unknown branches {nearest(str(self.branches), BRANCHES)}")
         if self.decoder_attention not in ("cross", "self"):
             raise UserError(f"unknown decoder_attention {nearest(str(self.decoder_attention), ('cross', 'self'))}")
-        if self.level_weight < 0:
-            raise UserError(f"level_weight must not be negative, not {self.level_weight}")
+        if not self.level_weight >= 0:
+            raise UserError(f"level_weight must be 0 or more, not {self.level_weight}")
         super().__post_init__()
 
     @property

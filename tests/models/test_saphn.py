@@ -23,8 +23,13 @@ def images():
 
 @pytest.fixture(scope="module")
 def params(random_params):
-    # Small, so that noise stays an image through a network without norms.
-    return jax.tree.map(lambda leaf: 0.4 * leaf, random_params(SAPHN(**SMALL), (1, 8, 8, 3)))
+    """Small, so that noise stays an image through a network without norms; but soft-maxes that are far from flat."""
+
+    def scaled(path, leaf):
+        steep = any(key.key in ("query", "key", "mask_head") for key in path)
+        return (8.0 if steep else 0.4) * leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, random_params(SAPHN(**SMALL), (1, 8, 8, 3)))
 
 
 def test_the_whole_network_equals_numpy(images, params):
@@ -40,7 +45,7 @@ def test_the_whole_network_equals_numpy(images, params):
     expected = oracles.saphn(np.asarray(images, np.float64), params, max_offset=1)
     assert len(restored) == len(expected) == 3
     for level, oracle in zip(restored, expected, strict=True):
-        np.testing.assert_allclose(level, oracle, atol=2e-5 * np.abs(oracle).max())
+        np.testing.assert_allclose(level, oracle, atol=2e-6 * np.abs(oracle).max())
     assert features.shape == (2, 16, 8, 3)
     np.testing.assert_array_equal(last, restored[-1])
 
@@ -49,9 +54,10 @@ def test_the_whole_network_equals_numpy(images, params):
     ("name", "parameters", "giga"),
     [
         ("saphn", 14_463_583, 147.88),
-        ("saphn_1_2_4_8", 19_298_623, 197.24),
-        ("saphn_lite", 9_171_871, 90.20),
         ("saphn_attention", 6_168_367, 57.36),
+        # Counting takes five seconds each.
+        pytest.param("saphn_1_2_4_8", 19_298_623, 197.24, marks=pytest.mark.slow),
+        pytest.param("saphn_lite", 9_171_871, 90.20, marks=pytest.mark.slow),
     ],
 )
 def test_it_has_the_specified_size_and_cost(name, parameters, giga):
@@ -95,16 +101,18 @@ def test_decoders_attend_to_the_encoder_or_to_themselves(images, random_params):
     assert np.abs(cross - own).max() > 1e-3 * np.abs(own).max()
 
 
-def test_lower_levels_are_supervised_if_asked_for(images, params):
+def test_lower_levels_are_supervised_if_asked_for(images, random_params):
+    plain = SAPHN(levels=(1, 2), widths=(2, 2, 2), blocks=1, branches="none", level_attention=False)
+    params = random_params(plain, (1, 8, 8, 3))
     targets, keys = jnp.full(images.shape, 0.5), jax.random.split(jax.random.key(0), 2)
 
     @jax.jit
     def losses(params):
         variables = {"params": params}
-        (*lower, restored), _ = SAPHN(**SMALL).apply(variables, images, method="outputs")
+        (*lower, restored), _ = plain.apply(variables, images, method="outputs")
         expected = l1(restored, targets), l1(restored, targets) + 0.3 * sum(l1(image, targets) for image in lower)
         computed = (
-            SAPHN(**SMALL, level_weight=weight).apply(
+            plain.clone(level_weight=weight).apply(
                 variables, images, targets, keys, jnp.float32(0), l1, method="training_loss"
             )[0]
             for weight in (0.0, 0.3)
@@ -130,7 +138,8 @@ def test_tiles_change_its_result_if_it_attends_or_cuts_patches():
         ({"blocks": 0}, "blocks of at least 1, not .* and 0"),
         ({"branches": "atention"}, "unknown branches 'atention' .did you mean 'attention'"),
         ({"decoder_attention": "none"}, "unknown decoder_attention 'none'"),
-        ({"level_weight": -1.0}, "level_weight must not be negative"),
+        ({"level_weight": -1.0}, "level_weight must be 0 or more, not -1.0"),
+        ({"level_weight": float("nan")}, "level_weight must be 0 or more, not nan"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):
