@@ -9,7 +9,7 @@ from gamax.blocks.content_aware import ContentAwareModule
 from gamax.blocks.convolution import Conv, ConvTranspose, depthwise_conv
 from gamax.blocks.efficient_attention import EfficientAttention
 from gamax.blocks.gama import GAMA
-from gamax.blocks.mixers import MIXERS, Mixer, check_mixer_option, is_global, make_mixer
+from gamax.blocks.mixers import MIXERS, Mixer, check_mixer_option, is_global, make_mixer, samples_pixels
 from gamax.blocks.naf import BaselineBlock, NAFBlock, PlainBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
@@ -65,6 +65,7 @@ __all__ = [
     "pixel_shuffle",
     "pixel_unshuffle",
     "repeat",
+    "samples_pixels",
     "simple_gate",
     "softmax_plus_one",
     "window_mean",

@@ -71,3 +71,8 @@ def make_mixer(
 def is_global(mixer: Mixer) -> bool:
     """Whether an output pixel may depend on the whole image: what a program passes is taken for such a mixer."""
     return mixer not in (None, "none", "pixel_dependent_filter")
+
+
+def samples_pixels(mixer: Mixer) -> bool:
+    """Whether features may be taken from places that depend on the image, so that devices exchange more than halos."""
+    return not isinstance(mixer, str | None) or mixer in ("pixel_dependent_filter", "content_aware")

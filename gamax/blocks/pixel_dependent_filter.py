@@ -39,8 +39,8 @@ class PixelDependentFilter(nn.Module):
         """Filters features; `UserError` for an even kernel size or a negative offset."""
         size, channels = self.kernel_size, x.shape[-1]
         taps = size * size
-        if size % 2 == 0:
-            raise UserError(f"kernel_size must be odd, not {size}")
+        if size < 1 or size % 2 == 0:
+            raise UserError(f"kernel_size of PixelDependentFilter must be odd and at least 1, not {size}")
         if self.max_offset < 0:
             raise UserError(f"max_offset of PixelDependentFilter must be 0 pixels or more, not {self.max_offset}")
         init = torch_uniform(taps * channels)

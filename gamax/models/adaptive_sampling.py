@@ -44,8 +44,8 @@ class AdaptiveSampling(nn.Module):
     `baseline`, over the deviation of the rewards in the image. Baselines are the "mean" of the rewards, the mean reward
     of as many "uniform" places, or of the "greedy" choice (arXiv 1612.00563); the last two refine once more. A draw is
     credited with its own reward alone. That leaves out that a place which is drawn is gone for later draws, and that
-    it is context for the others. Crediting it with all later rewards, too, would be exact for the former, but the noise
-    of thousands of them drowns it. `policy_weight` and `entropy_weight` are those of `training_loss`, which trains the
+    it is context for the others. Crediting it with all later rewards, too, would be exact for the former, but adds the
+    noise of thousands of them. `policy_weight` and `entropy_weight` are those of `training_loss`, which trains the
     network alone until the fraction `start` of the training is done.
 
     `dtype` is that of policy and refiner, the network has its own. Raises `UserError` for fields that go with nothing.
@@ -77,9 +77,8 @@ class AdaptiveSampling(nn.Module):
         if not 0 <= self.start < 1:
             raise UserError(f"start must be a fraction of the training from 0 to below 1, not {self.start}")
         if not (self.policy_weight >= 0 and self.entropy_weight >= 0):
-            raise UserError(
-                f"policy_weight and entropy_weight must be 0 or more, not {self.policy_weight} and {self.entropy_weight}"
-            )
+            weights = f"{self.policy_weight} and {self.entropy_weight}"
+            raise UserError(f"policy_weight and entropy_weight must be 0 or more, not {weights}")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -188,7 +187,7 @@ class AdaptiveSampling(nn.Module):
         return total + levels_loss, metrics
 
     def reward(self, before: Float[Array, "b n"], after: Float[Array, "b n"]) -> Float[Array, "b n"]:
-        """What draws are credited with: the drop of the error at their pixels, in the order of the draws."""
+        """What draws are credited with, in their order; a class derived from this one may credit something else."""
         return before - after
 
     @property

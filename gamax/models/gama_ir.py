@@ -28,6 +28,7 @@ from gamax.blocks import (
     pixel_shuffle,
     pixel_unshuffle,
     repeat,
+    samples_pixels,
 )
 from gamax.errors import UserError, nearest
 
@@ -88,7 +89,7 @@ class GAMAIR(nn.Module):
     @property
     def samples_pixels(self) -> bool:
         """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
-        return self.mixer in ("pixel_dependent_filter", "content_aware")
+        return samples_pixels(self.mixer)
 
     @property
     def _bottom_blocks(self) -> int:

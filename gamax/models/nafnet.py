@@ -29,6 +29,7 @@ from gamax.blocks import (
     pad_to_multiple,
     pixel_shuffle,
     repeat,
+    samples_pixels,
 )
 from gamax.blocks.naf import PlainBlock
 from gamax.blocks.pooling import check_local_window
@@ -102,7 +103,7 @@ class NAFNet(nn.Module):
     @property
     def samples_pixels(self) -> bool:
         """Whether features are taken from places that depend on the image, so devices exchange more than halos."""
-        return self.mixer in ("pixel_dependent_filter", "content_aware")
+        return samples_pixels(self.mixer)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns restored images of the same shape, float32."""

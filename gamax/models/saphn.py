@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from gamax.blocks.naf import residual_scale
 from gamax.blocks.patch_hierarchy import check_levels, encode_patches, pad_to_patches, patch_multiples
 from gamax.errors import UserError, nearest
 
-BRANCHES = ("both", "attention", "filter", "none")
+Branches = Literal["both", "attention", "filter", "none"]
 
 
 class SAPHN(nn.Module):
@@ -44,7 +44,7 @@ class SAPHN(nn.Module):
     levels: tuple[int, ...] = (1, 2, 4)
     widths: tuple[int, ...] = (32, 64, 128)
     blocks: int = 2
-    branches: Literal["both", "attention", "filter", "none"] = "both"
+    branches: Branches = "both"
     kernel_size: int = 5
     max_offset: int = 2
     descriptors: int | None = None
@@ -59,8 +59,8 @@ class SAPHN(nn.Module):
         check_levels(self.levels)
         if len(self.widths) != 3 or min(self.widths) < 1 or self.blocks < 1:
             raise UserError(f"SAPHN needs three widths and blocks of at least 1, not {self.widths} and {self.blocks}")
-        if self.branches not in BRANCHES:
-            raise UserError(f"unknown branches {nearest(str(self.branches), BRANCHES)}")
+        if self.branches not in get_args(Branches):
+            raise UserError(f"unknown branches {nearest(str(self.branches), get_args(Branches))}")
         if self.decoder_attention not in ("cross", "self"):
             raise UserError(f"unknown decoder_attention {nearest(str(self.decoder_attention), ('cross', 'self'))}")
         if not self.level_weight >= 0:
@@ -189,7 +189,7 @@ class ContentAwareBlock(nn.Module):
     With the branches `none` there is no module: the residual block of DMPHN, initialised as PyTorch does.
     """
 
-    branches: Literal["both", "attention", "filter", "none"] = "both"
+    branches: Branches = "both"
     kernel_size: int = 5
     max_offset: int = 2
     descriptors: int | None = None

@@ -144,8 +144,7 @@ def _watched_loss(model: nn.Module, losses: Callable[..., Array]) -> tuple[Calla
     was given and of what it made.
     """
     # Only modules in rows of blocks that are neither loops nor computed again can be watched.
-    plain: dict[str, Any] = {name: False for name in ("scan", "remat") if hasattr(model, name)}
-    watched = model.clone(**plain)
+    watched = _without_loops(model)
     names: list[str] = []
 
     @jax.jit
@@ -168,6 +167,14 @@ def _watched_loss(model: nn.Module, losses: Callable[..., Array]) -> tuple[Calla
         return loss, jnp.stack([jnp.stack([*given, _size(restored)]), jnp.stack([*made, loss])])
 
     return forward, names
+
+
+def _without_loops(model: nn.Module) -> nn.Module:
+    plain: dict[str, Any] = {name: False for name in ("scan", "remat") if hasattr(model, name)}
+    inner = getattr(model, "network", None)
+    if isinstance(inner, nn.Module):
+        plain["network"] = _without_loops(inner)
+    return model.clone(**plain)
 
 
 def _gradient_sizes(model: nn.Module, losses: Callable[..., Array]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from gamax.config import Experiment, Stage
 from gamax.errors import UserError
 from gamax.models import create_model
 from gamax.training.program import TooLargeError, compile_step, device_memory, state_and_gradient_bytes
-from gamax.training.sharding import make_mesh, mesh_shape
+from gamax.training.sharding import make_mesh, mesh_shape, rows_divisible
 from gamax.training.state import abstract_state
 
 MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -75,8 +75,9 @@ def planned_mesh(
         UserError: if the sizes do not use exactly these devices, or the batch cannot be divided over them.
 
     """
-    state_bytes = state_and_gradient_bytes(abstract_state(_model(experiment), experiment))
-    shape = mesh_shape(requested, len(devices), stage, state_bytes=state_bytes, device_bytes=device_bytes)
+    model = _model(experiment)
+    sizes = {"state_bytes": state_and_gradient_bytes(abstract_state(model, experiment)), "device_bytes": device_bytes}
+    shape = mesh_shape(requested, len(devices), stage, **sizes, divisible=rows_divisible(model))
     return make_mesh(shape, devices)
 
 

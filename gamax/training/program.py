@@ -82,16 +82,18 @@ def state_and_gradient_bytes(abstract_state: TrainState) -> int:
     return _bytes(abstract_state) + _bytes(abstract_state.params)
 
 
-def stage_meshes(experiment: Experiment, abstract_state: TrainState, memory: int) -> dict[Stage, Mesh]:
+def stage_meshes(
+    experiment: Experiment, abstract_state: TrainState, memory: int, *, divisible: bool = True
+) -> dict[Stage, Mesh]:
     """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them.
 
-    `memory` is that of one device in bytes.
+    `memory` is that of one device in bytes, `divisible` whether devices can share the rows of images.
     """
     state_bytes = state_and_gradient_bytes(abstract_state)
     requested, devices = experiment.training.mesh, jax.device_count()
     meshes: dict[Stage, Mesh] = {}
     for stage in stages(experiment):
-        shape = mesh_shape(requested, devices, stage, state_bytes=state_bytes, device_bytes=memory)
+        shape = mesh_shape(requested, devices, stage, state_bytes=state_bytes, device_bytes=memory, divisible=divisible)
         first = next(iter(meshes.values()), None)
         # All in one order of the devices, so that the state needs not move from stage to stage.
         meshes[stage] = first.update(devices=first.devices.reshape(shape)) if first else make_mesh(shape)
@@ -116,7 +118,10 @@ def step_programs(
             say(line)
         if compiled.mesh.shape["rows"] > 1 and not rows_divisible(model):
             name = type(model).__name__
-            say(f"warning: {name} cuts images into patches, so the devices along rows all compute the same")
+            say(
+                f"warning: {name} cuts images into patches, so the devices along rows all compute the same; "
+                "put them along data or fsdp of training.mesh"
+            )
         return compiled
 
     return program
@@ -227,7 +232,7 @@ def compile_step(
         f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, {divided}, of "
         f"{(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
         f"{'' if requested == 'auto' else 'training.gradient_accumulation auto, '}"
-        "--model.overrides scan=true remat=true or --model.dtype bfloat16"
+        f"--model.overrides {'scan=true ' if hasattr(model, 'scan') else ''}remat=true or --model.dtype bfloat16"
     )
 
 

@@ -35,6 +35,7 @@ def mesh_shape(
     *,
     state_bytes: int,
     device_bytes: int,
+    divisible: bool = True,
 ) -> tuple[int, int, int]:
     """The sizes of `data`, `fsdp` and `rows`, from what the configuration asks for.
 
@@ -44,13 +45,14 @@ def mesh_shape(
         stage: the batch and its crops.
         state_bytes: of the training state and one gradient.
         device_bytes: memory of one device.
+        divisible: whether devices can share rows; if not, `auto` never has them do it.
 
     Raises:
         UserError: if the sizes do not use exactly the devices there are, or the batch cannot be divided over them.
 
     """
     if requested == "auto":
-        return _automatic_shape(devices, stage, state_bytes, device_bytes)
+        return _automatic_shape(devices, stage, state_bytes, device_bytes, divisible)
     known = math.prod(size for size in requested if size != -1)
     if requested.count(-1) > 1 or any(size < 1 and size != -1 for size in requested):
         raise UserError(f"training.mesh must be three positive sizes, at most one of them -1, not {requested}")
@@ -71,7 +73,9 @@ def mesh_shape(
     return data, fsdp, rows
 
 
-def _automatic_shape(devices: int, stage: Stage, state_bytes: int, device_bytes: int) -> tuple[int, int, int]:
+def _automatic_shape(
+    devices: int, stage: Stage, state_bytes: int, device_bytes: int, divisible: bool
+) -> tuple[int, int, int]:
     allowed = STATE_FRACTION * device_bytes
     divisors = [size for size in range(1, devices + 1) if devices % size == 0]
     fsdp = next((size for size in divisors if state_bytes <= allowed * size), devices)
@@ -80,7 +84,8 @@ def _automatic_shape(devices: int, stage: Stage, state_bytes: int, device_bytes:
         default=0,
     )
     rows = devices // (fsdp * data) if data else 0
-    if not data or stage.patch_size % rows or (rows > 1 and stage.patch_size // rows < FEWEST_ROWS):
+    few = rows > 1 and (not divisible or stage.patch_size // rows < FEWEST_ROWS)
+    if not data or stage.patch_size % rows or few:
         raise UserError(
             f"{devices} devices cannot share a batch of {stage.batch_size} crops of {stage.patch_size} "
             f"pixels{_since(stage)} evenly; use {_fitting(devices, stage)} device(s), or another batch"

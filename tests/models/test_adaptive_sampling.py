@@ -105,6 +105,8 @@ def test_it_takes_the_sizes_of_its_network_but_no_padding():
         ({"stages": 0}, "at least one stage, not 0"),
         ({"ratio": 0.0}, "above 0 and at most 1, not 0.0"),
         ({"ratio": 1.5}, "above 0 and at most 1, not 1.5"),
+        ({"start": 1.0}, "from 0 to below 1, not 1.0"),
+        ({"policy_weight": -1.0}, "must be 0 or more, not -1.0 and 0.001"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):
@@ -114,7 +116,7 @@ def test_what_cannot_be_built_is_named(options, words):
 
 def test_a_fresh_one_restores_what_its_network_does(images):
     model = AdaptiveSampling(Tiny())
-    params = model.init(jax.random.key(0), images[0])["params"]
+    params = jax.jit(model.init)(jax.random.key(0), images[0])["params"]
     expected = jax.jit(Tiny().apply)({"params": params["network"]}, images[0])
     np.testing.assert_array_equal(jax.jit(model.apply)({"params": params}, images[0]), expected)
 
@@ -338,7 +340,7 @@ def shares_drawn_in_the_quarter(model: PermutedReward, orders: list[np.ndarray],
         drawn = [draw(keys, logits.reshape(16, -1), DRAWS) for logits in sown["intermediates"]["logits"]]
         return jnp.stack([jnp.take_along_axis(inside, places, 1) for places in drawn]).mean()
 
-    fresh = model.init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    fresh = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     shares = []
     for order in orders:
         params, state = fresh, optimizer.init(fresh)

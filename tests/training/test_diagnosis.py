@@ -14,6 +14,7 @@ from gamax.config import DataConfig, Experiment, ModelConfig, TrainingConfig
 from gamax.data.preprocessing import preprocess
 from gamax.errors import UserError
 from gamax.models import create_model
+from gamax.models.gama_ir import GAMAIR
 from gamax.training.diagnosis import Case, diagnose, load, replay, save
 
 EXPERIMENT = Experiment(
@@ -88,6 +89,22 @@ def test_parameters_that_are_not_finite_are_named_with_the_first_module_that_use
     found = diagnose(Toy(), EXPERIMENT, Case(5, KEY, scales(first=2.0, inner=np.nan, last=np.inf), images(1, 2)))
     assert found.sentence() == "module middle/inner gave nan for image 0 and 1 other(s) of the batch"
     assert found.parameters == ["last/scale", "middle/inner/scale"]
+
+
+class Wrapper(nn.Module):
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.network(x)
+
+
+def test_blocks_that_are_computed_again_inside_a_wrapper_are_watched(random_params):
+    model = Wrapper(GAMAIR(width=2, depth=3, levels=1, blocks_per_level=1, mixer="none", scan=True, remat=True))
+    params = random_params(model, (1, 4, 4, 3))
+    params["network"]["bottom_0"]["project"]["bias"] *= jnp.nan
+    found = diagnose(model, EXPERIMENT, Case(5, KEY, params, images(255)))
+    assert found.origin == "module network/bottom_0/project"
 
 
 def test_a_gradient_that_is_not_finite_though_the_loss_is():

@@ -3,6 +3,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from gamax.data.degradations import GaussianNoise
 from gamax.training.optimizer import cosine_schedule, make_optimizer
 from gamax.training.sharding import batch_sharding, make_mesh
 from gamax.training.state import TrainState, create_state
-from gamax.training.step import make_train_step
+from gamax.training.step import make_train_step, network_keys
 
 # The step does not care which network it trains; this one compiles fast.
 MODEL = Conv(3, 3)
@@ -191,3 +192,38 @@ def test_parts_of_a_divided_batch_move_no_images_between_devices(state):
     images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8, sharding=batch_sharding(mesh))
     program = jax.jit(step).lower(state, {"target": images}).compile().as_text()
     assert not any(name in program for name in ("all-gather", "all-to-all", "collective-permute"))
+
+
+class OwnLoss(nn.Module):
+    """A network that computes its loss itself, twice that of its result."""
+
+    def setup(self) -> None:
+        self.conv = Conv(3, 3)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.conv(images)
+
+    def training_loss(self, images, targets, keys, progress, loss):
+        drawn = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+        return 2 * loss(self(images), targets), {"progress": progress, "drawn": drawn.mean()}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_network_may_compute_its_loss_with_a_key_for_each_image(parts, state):
+    plain, training = train_step(PAIRED), TrainingConfig(steps=100, loss="mse", ema_decay=0.9)
+    experiment = Experiment(data=PAIRED, optimizer=CONFIG, training=training)
+    step = jax.jit(make_train_step(OwnLoss(), experiment, gradient_accumulation=parts))
+    inner = {"params": state.params, "ema_params": state.ema_params}
+    wrapped = state.replace(
+        step=jnp.int32(40),
+        opt_state=OPTIMIZER.init({"conv": state.params}),
+        **{name: {"conv": params} for name, params in inner.items()},
+    )
+    _, metrics = step(wrapped, batch("input", "target"))
+    _, expected = plain(state.replace(step=jnp.int32(40)), batch("input", "target"))
+    assert float(metrics["loss"]) == pytest.approx(2 * float(expected["loss"]), rel=1e-5)
+    assert float(metrics["gradient_norm"]) == pytest.approx(2 * float(expected["gradient_norm"]), rel=1e-5)
+    assert float(metrics["progress"]) == pytest.approx(0.4)
+    keys = network_keys(jax.random.fold_in(state.key, 40), 4)
+    drawn = np.mean([jax.random.uniform(key) for key in keys])
+    assert float(metrics["drawn"]) == pytest.approx(drawn, rel=1e-6)
