@@ -201,7 +201,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "restormer_gopro": {"width": 2, "blocks": (0, 0, 0, 0), "refinement_blocks": 1, "heads": (1, 1, 1, 1)},
     "unet_sidd": {"width": 1},
     "lir_gopro": {"width": 16, "encoder_blocks": (0, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
-    "saphn_gopro": {"widths": (2, 2, 2), "levels": (1,), "blocks": 1, "branches": "none", "ratio": 0.1},
+    "saphn_gopro": {"widths": (4, 4, 4), "levels": (1,), "blocks": 1, "branches": "none", "start": 0.0},
     "swintormer_dpdd": {
         "width": 2,
         "blocks": (0, 0, 0, 0),

@@ -14,11 +14,6 @@ from gamax.blocks.efficient_attention import EfficientAttention
 from gamax.errors import UserError
 
 
-def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis, keepdims=True))
-    return weights / weights.sum(axis, keepdims=True)
-
-
 def params_for(module: EfficientAttention, *arrays: np.ndarray) -> Any:
     shapes = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in arrays]
     abstract = jax.eval_shape(module.init, jax.random.key(0), *shapes)["params"]
@@ -40,8 +35,8 @@ def test_it_equals_its_matrix_of_pixels_by_pixels(source_shape):
     key, value = (
         oracles.pointwise(mask * source, params[name]).reshape(2, -1, n) for name, n in (("key", 5), ("value", 6))
     )
-    key_map = softmax(key, 1)
-    query_map = softmax(oracles.pointwise(x, params["query"]).reshape(2, 20, 5), 2)
+    key_map = oracles.softmax(key, 1)
+    query_map = oracles.softmax(oracles.pointwise(x, params["query"]).reshape(2, 20, 5), 2)
     matrix = query_map @ key_map.swapaxes(1, 2)
     np.testing.assert_allclose(matrix.sum(2), 1)
     expected = oracles.pointwise((matrix @ value).reshape(x.shape), params["output"])
