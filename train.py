@@ -34,7 +34,6 @@ from gamax.training import run_folder
 from gamax.training.checkpoints import Checkpoints
 from gamax.training.loop import train
 from gamax.training.program import device_memory, stage_meshes, step_programs
-from gamax.training.sharding import rows_divisible
 from gamax.training.state import abstract_state
 from gamax.training.watching import SUMMARY_COLUMNS, check_logging, memory_use, summary
 
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> None:
     check_network(protocol, model)
     abstract = abstract_state(model, experiment)
     memory = hosts.least(device_memory(jax.local_devices()[0]))
-    meshes = stage_meshes(experiment, abstract, memory, divisible=rows_divisible(model))
+    meshes = stage_meshes(model, experiment, abstract, memory)
     check_logging(experiment.logging)
     if hosts.is_first():
         run_folder.check_run(run_dir, experiment)

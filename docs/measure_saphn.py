@@ -150,10 +150,11 @@ def print_table(output: Path) -> None:
         pairs = zip(results["with learned sampling"][title], results["with random sampling"][title], strict=True)
         print(f"{title}:", ", ".join(f"{learned['psnr'] - random['psnr']:+.3f} dB" for learned, random in pairs))
     for row in ("with random sampling", "with learned sampling"):
-        for seed in SEEDS:
-            *_, last = (_run_folder(output, row, seed) / "metrics.jsonl").read_text().splitlines()
-            watched = json.loads(last)
-            print(row, seed, {name: watched[name] for name in ("reward", "precision", "entropy")})
+        lines = [(_run_folder(output, row, seed) / "metrics.jsonl").read_text().splitlines() for seed in SEEDS]
+        records = [record for record in map(json.loads, itertools.chain(*lines)) if "reward" in record]
+        late = [record for record in records if record["step"] > STEPS // 2]
+        means = {name: statistics.mean(record[name] for record in late) for name in ("reward", "precision", "entropy")}
+        print(f"{row}, mean of {len(late)} batches in the second half:", means)
 
 
 if __name__ == "__main__":

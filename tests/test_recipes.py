@@ -23,7 +23,7 @@ import pytest
 
 from gamax import config
 from gamax.blocks import Conv
-from gamax.config import CosinePeriod, DataConfig, Experiment, LoggingConfig, Stage, samples_seen, stages
+from gamax.config import DataConfig, Experiment, LoggingConfig, Stage, samples_seen, stages
 from gamax.data.builders import find_builder
 from gamax.data.datasets import PreparedDataset
 from gamax.evaluation.protocols import find_protocol
@@ -220,9 +220,7 @@ def miniature(name: str) -> tuple[nn.Module, Experiment]:
     experiment = recipe(name)
     chosen = experiment.model
     model = create_model(chosen.name, **chosen.overrides, **NETWORKS[name]) if name in NETWORKS else Conv(3, 3)
-    periods = tuple(
-        CosinePeriod(index + 1, item.final_learning_rate) for index, item in enumerate(experiment.optimizer.periods)
-    )
+    periods = tuple(replace(item, steps=index + 1) for index, item in enumerate(experiment.optimizer.periods))
     return model, replace(
         experiment,
         data=replace(experiment.data, patch_size=SIDE, loader_threads=1),

@@ -89,7 +89,6 @@ def run_case(case: Case) -> dict[str, Any]:
     from gamax.data.pipeline import training_batches
     from gamax.environment import environment, versions
     from gamax.training import program
-    from gamax.training.sharding import rows_divisible
     from gamax.training.state import abstract_state, initial_state
     from gamax.training.watching import InputWait
 
@@ -99,7 +98,7 @@ def run_case(case: Case) -> dict[str, Any]:
     images = prepare(experiment.data).train
     abstract = abstract_state(model, experiment)
     memory = program.device_memory(jax.local_devices()[0])
-    ((stage, mesh),) = program.stage_meshes(experiment, abstract, memory, divisible=rows_divisible(model)).items()
+    ((stage, mesh),) = program.stage_meshes(model, experiment, abstract, memory).items()
     crops = {"target": (images[0]["target"].shape[-1], images[0]["target"].dtype)}
     started = time.perf_counter()
     compiled = program.compile_step(model, experiment, stage, mesh, abstract, crops, device_bytes=memory)

@@ -105,6 +105,8 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
     state = abstract_state(model, experiment)
     size = stage.patch_size
     multiply_adds = model_multiply_adds(model, state.params, size, size, stage.batch_size)
+    # Where rows are not shared, the devices along them all do the same.
+    workers = mesh.size // (1 if rows_divisible(model) else mesh.shape["rows"])
     row: dict[str, Any] = {
         "model": {"name": chosen.name, "overrides": chosen.overrides, "dtype": chosen.dtype},
         "device": mesh.devices.flat[0].device_kind,
@@ -113,7 +115,7 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
         "mesh": dict(mesh.shape),
         "batch_size": stage.batch_size,
         "patch_size": size,
-        "flops_of_products": 3 * 2 * multiply_adds / mesh.size,
+        "flops_of_products": 3 * 2 * multiply_adds / workers,
     }
     names = ["target"] if experiment.data.degradations else ["target", "input"]
     crops = dict.fromkeys(names, (3, jnp.uint8))

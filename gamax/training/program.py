@@ -83,17 +83,18 @@ def state_and_gradient_bytes(abstract_state: TrainState) -> int:
 
 
 def stage_meshes(
-    experiment: Experiment, abstract_state: TrainState, memory: int, *, divisible: bool = True
+    model: nn.Module, experiment: Experiment, abstract_state: TrainState, memory: int
 ) -> dict[Stage, Mesh]:
     """The mesh of every stage over all devices; `UserError` if a batch cannot be divided over them.
 
-    `memory` is that of one device in bytes, `divisible` whether devices can share the rows of images.
+    `memory` is that of one device in bytes.
     """
     state_bytes = state_and_gradient_bytes(abstract_state)
     requested, devices = experiment.training.mesh, jax.device_count()
     meshes: dict[Stage, Mesh] = {}
     for stage in stages(experiment):
-        shape = mesh_shape(requested, devices, stage, state_bytes=state_bytes, device_bytes=memory, divisible=divisible)
+        sizes = {"state_bytes": state_bytes, "device_bytes": memory}
+        shape = mesh_shape(requested, devices, stage, **sizes, divisible=rows_divisible(model))
         first = next(iter(meshes.values()), None)
         # All in one order of the devices, so that the state needs not move from stage to stage.
         meshes[stage] = first.update(devices=first.devices.reshape(shape)) if first else make_mesh(shape)
@@ -228,11 +229,12 @@ def compile_step(
         least = parts * temporary_bytes / room if room > 0 else math.inf
         choices = [count for count in choices if count >= least] or choices[-1:]
     divided = "one crop after the other" if requested == "auto" else f"in {requested} part(s)"
+    scan = "scan=true " if hasattr(getattr(model, "network", model), "scan") else ""
     raise TooLargeError(
         f"a step with crops of {stage.patch_size} pixels needs {needed / 2**30:.1f} GiB on each device, {divided}, of "
         f"{(device_bytes or 0) / 2**30:.1f}; choose a smaller data.patch_size, more devices, "
         f"{'' if requested == 'auto' else 'training.gradient_accumulation auto, '}"
-        f"--model.overrides {'scan=true ' if hasattr(model, 'scan') else ''}remat=true or --model.dtype bfloat16"
+        f"--model.overrides {scan}remat=true or --model.dtype bfloat16"
     )
 
 

@@ -35,7 +35,7 @@ def mesh_shape(
     *,
     state_bytes: int,
     device_bytes: int,
-    divisible: bool = True,
+    divisible: bool,
 ) -> tuple[int, int, int]:
     """The sizes of `data`, `fsdp` and `rows`, from what the configuration asks for.
 
@@ -84,7 +84,13 @@ def _automatic_shape(
         default=0,
     )
     rows = devices // (fsdp * data) if data else 0
-    few = rows > 1 and (not divisible or stage.patch_size // rows < FEWEST_ROWS)
+    if rows > 1 and not divisible:
+        raise UserError(
+            f"{devices} devices cannot share a batch of {stage.batch_size} crops{_since(stage)} evenly, nor the rows "
+            f"of what this network cuts into patches; use {_fitting(devices, stage)} device(s), another batch, or "
+            f"--training.mesh {data} {fsdp} {rows}, where the devices along rows repeat each other's work"
+        )
+    few = rows > 1 and stage.patch_size // rows < FEWEST_ROWS
     if not data or stage.patch_size % rows or few:
         raise UserError(
             f"{devices} devices cannot share a batch of {stage.batch_size} crops of {stage.patch_size} "
@@ -182,8 +188,9 @@ def planned_collectives(mesh: Mesh, model: nn.Module, *, mixes: bool = False) ->
     planned = {"all-reduce"} if mesh.size > 1 else set()
     if mesh.shape["fsdp"] > 1:
         planned |= {"all-gather", "reduce-scatter", "collective-permute"}
-    if mesh.shape["rows"] > 1 or (mixes and mesh.size > 1):
+    shared_rows = mesh.shape["rows"] > 1 and rows_divisible(model)
+    if shared_rows or (mixes and mesh.size > 1):
         planned |= {"collective-permute"}
-    if mesh.shape["rows"] > 1 and getattr(model, "samples_pixels", False):
+    if shared_rows and getattr(model, "samples_pixels", False):
         planned |= {"all-gather", "all-to-all"}
     return planned

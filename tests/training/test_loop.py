@@ -52,7 +52,7 @@ def train(
     run_dir: Path, images: PreparedDataset, evaluate: Any = lambda: None, save_best: Any = lambda params: None
 ) -> loop.Trained:
     state = abstract_state(MODEL, EXPERIMENT)
-    meshes = stage_meshes(EXPERIMENT, state, 2**34)
+    meshes = stage_meshes(MODEL, EXPERIMENT, state, 2**34)
     assert [tuple(mesh.shape.values()) for mesh in meshes.values()] == [(8, 1, 1), (4, 1, 2), (2, 1, 4)]
     crops = dict.fromkeys(("input", "target"), (3, np.uint8))
 

@@ -9,9 +9,10 @@ import pytest
 from gamax.blocks import Conv
 from gamax.config import DataConfig, Experiment, Stage, TrainingConfig, stages
 from gamax.errors import UserError
+from gamax.models.dmphn import DMPHN
 from gamax.training import program
 from gamax.training.program import compile_step, describe, device_memory, stage_meshes
-from gamax.training.sharding import make_mesh
+from gamax.training.sharding import make_mesh, planned_collectives
 from gamax.training.state import abstract_state, initial_state
 
 MODEL = Conv(3, 3)
@@ -71,16 +72,25 @@ def test_a_number_of_parts_that_is_asked_for_is_kept():
 def test_every_stage_has_its_mesh_in_one_order_of_devices():
     later = (Stage(4, 128, 4), Stage(7, 192, 2), Stage(99, 8, 1))
     chosen = experiment(progressive=later)
-    meshes = stage_meshes(chosen, abstract_state(MODEL, chosen), 2**34)
+    meshes = stage_meshes(MODEL, chosen, abstract_state(MODEL, chosen), 2**34)
     # The stage behind the last step is left out.
     assert [tuple(mesh.shape.values()) for mesh in meshes.values()] == [(8, 1, 1), (4, 1, 2), (2, 1, 4)]
     assert {tuple(mesh.devices.flat) for mesh in meshes.values()} == {tuple(jax.devices())}
 
 
+def test_rows_of_what_is_cut_into_patches_are_not_divided_unless_asked_for():
+    model, chosen = DMPHN((1, 2), (1, 1, 1)), experiment(batch_size=6)
+    state = abstract_state(model, chosen)
+    with pytest.raises(UserError, match=r"use 6 device\(s\), another batch, or --training\.mesh 2 1 4, where"):
+        stage_meshes(model, chosen, state, 2**34)
+    ((_, mesh),) = stage_meshes(model, experiment(mesh=(2, 1, 4)), state, 2**34).items()
+    assert "collective-permute" not in planned_collectives(mesh, model)
+
+
 def test_a_step_keeps_the_shardings_of_the_state():
     chosen = experiment(mesh=(2, 4, 1))
     state = abstract_state(MODEL, chosen)
-    mesh = next(iter(stage_meshes(chosen, state, 2**34).values()))
+    mesh = next(iter(stage_meshes(MODEL, chosen, state, 2**34).values()))
     result = compile_step(MODEL, chosen, stages(chosen)[0], mesh, state, CROPS)
     batch = jax.device_put({name: np.zeros((8, 16, 16, 3), np.uint8) for name in CROPS}, result.images)
     after, _ = result.step(jax.device_put(initial_state(MODEL, chosen), result.state_shardings), batch)
