@@ -91,7 +91,8 @@ def gathered_filter(
     """`pixel_dependent_filter` as a gather of 2x2 pixels for every pixel and tap."""
     reach = kernel.shape[0] // 2 + max_offset
     padded = _padded(x, reach, reach + 1)
-    pixels = jnp.moveaxis(jnp.indices(x.shape[1:3]), 0, -1)
+    # Not `jnp.indices`, which takes no sides that are known only when an exported program runs.
+    pixels = jnp.stack([lax.broadcasted_iota(jnp.int32, x.shape[1:3], axis) for axis in (0, 1)], axis=-1)
 
     def sample(tap: Array, offsets: Array, modulation: Array) -> Array:
         whole = jnp.floor(offsets)
