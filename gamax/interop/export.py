@@ -148,12 +148,17 @@ def run_stablehlo(content: bytes, images: Images) -> Images:
 
 
 def check_onnx(model: nn.Module) -> None:
-    """Raises `UserError` if packages for ONNX are missing, or the network computes in what runtimes do not."""
+    """Raises `UserError` if packages for ONNX are missing, or the network computes what neither they nor runtimes do."""
     missing = [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export to ONNX needs {' and '.join(missing)}: pip install 'gamax[onnx]'")
     if np.dtype(model.dtype) != np.float32:
         raise UserError(f"ONNX Runtime has no convolution in {np.dtype(model.dtype).name}: export with --dtype float32")
+    if getattr(model, "samples_pixels", False):
+        raise UserError(
+            f"jax2onnx cannot convert how {type(model).__name__} takes pixels from places that depend on the image: "
+            "export to stablehlo"
+        )
 
 
 def to_onnx(
