@@ -148,7 +148,7 @@ def run_stablehlo(content: bytes, images: Images) -> Images:
 
 
 def check_onnx(model: nn.Module) -> None:
-    """Raises `UserError` if packages for ONNX are missing, or the network computes what neither they nor runtimes do."""
+    """Raises `UserError` if packages for ONNX are missing, or the network does what they or the runtimes cannot."""
     missing = [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export to ONNX needs {' and '.join(missing)}: pip install 'gamax[onnx]'")

@@ -235,7 +235,7 @@ def test_onnx_is_refused_with_the_remedy(network, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match="no convolution in bfloat16: export with --dtype float32"):
         check_onnx(network(NAME, dtype="bfloat16")[0])
-    with pytest.raises(UserError, match="SAPHN takes pixels from places .*: export to stablehlo"):
+    with pytest.raises(UserError, match=r"SAPHN takes pixels from places .*: export to stablehlo"):
         check_onnx(network("saphn")[0])
 
 
