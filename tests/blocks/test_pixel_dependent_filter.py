@@ -139,7 +139,10 @@ def test_it_mixes_in_a_naf_block_in_bfloat16(random_params):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"kernel_size": 4}, "kernel_size of PixelDependentFilter must be odd and at least 1, not 4"), ({"max_offset": -1}, "0 pixels or more, not -1")],
+    [
+        ({"kernel_size": 4}, "kernel_size of PixelDependentFilter must be odd and at least 1, not 4"),
+        ({"max_offset": -1}, "0 pixels or more, not -1"),
+    ],
 )
 def test_what_makes_no_filter_is_named(options, words, random_params):
     with pytest.raises(UserError, match=words):
