@@ -221,11 +221,15 @@ def check_gradients_on_a_mesh(shape: tuple[int, int, int], model: nn.Module, ran
     # The first moments are those of clipped gradients, which do not show a factor that all have in common.
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-4)
-    found = first_moments(state)
-    for name, moment in first_moments(expected).items():
+    found, moments = first_moments(state), first_moments(expected)
+    # Where gradients cancel, rounding of the larger ones is left.
+    rounding = 1e-8 * max(abs(moment).max() for moment in moments.values())
+    for name, moment in moments.items():
         # A soft-max does not notice what is added to all logits: rounding is all there is.
         if not name.endswith(("['logit']['bias']", "['key']['bias']")):
-            np.testing.assert_allclose(found[name], moment, rtol=0, atol=1e-4 * abs(moment).max(), err_msg=name)
+            np.testing.assert_allclose(
+                found[name], moment, rtol=0, atol=1e-4 * abs(moment).max() + rounding, err_msg=name
+            )
 
 
 def test_networks_that_cut_patches_have_the_gradients_of_one_device_where_others_divide_rows(random_params):
