@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from gamax.console import print_table, progress_bar, say
+from gamax.data.prior import check_prior_option, stored_settings
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import check_examples, check_network, evaluate, restore_inputs
@@ -20,7 +21,7 @@ from gamax.evaluation.learned import find_metric
 from gamax.evaluation.pictures import save_comparison
 from gamax.evaluation.protocol_data import protocol_examples
 from gamax.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
-from gamax.evaluation.restorer import Restorer
+from gamax.evaluation.restorer import Restorer, tile_fields
 from gamax.evaluation.submission import write_dnd_submission
 from gamax.files import check_writable, write_json
 from gamax.interop.weights import WEIGHTS_NAME, find_weights, sha256
@@ -36,6 +37,8 @@ class Arguments:
     """One of the named protocols."""
     data: Path
     """Folder of the test set: as its authors distribute it, or clean images, or with `input/` and `target/`."""
+    prior: Path | None = None
+    """Folder with the diffusion prior of its images, as `gamax data prior` writes it, for a network that takes one."""
     output: Path | None = None
     """The JSON file to write; the default is beside the weights, `evaluations/[WEIGHTS-]PROTOCOL-DATA[-OPTIONS].json`.
     For dnd-submit a folder."""
@@ -43,6 +46,8 @@ class Arguments:
     """Restore in tiles of this many pixels a side; the default is whole images."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
+    sliding_window: Literal["swintormer"] | None = None
+    """Tiles as the authors of this network have scored it with, instead of --tile and --overlap."""
     local_window: int | None = None
     """Pixels of the test-time local conversion; under a protocol without it, that is a protocol of its own."""
     self_ensemble: bool = False
@@ -64,6 +69,7 @@ def main(arguments: Arguments) -> None:
     protocol = _protocol(arguments)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {arguments.batch_size}")
+    tiling = tile_fields(arguments.tile, arguments.overlap, arguments.sliding_window)
     weights = find_weights(arguments.weights)
     output = arguments.output or weights.parent / "evaluations" / _name(arguments, protocol, weights)
     _check_output(output, protocol)
@@ -73,13 +79,13 @@ def main(arguments: Arguments) -> None:
         # Whatever the network was trained with: 0 turns it off.
         local_window=None if protocol.local_window == "as the network has it" else protocol.local_window or 0,
         dtype=arguments.dtype,
-        tile=arguments.tile,
-        overlap=arguments.overlap,
+        **tiling,
         self_ensemble=arguments.self_ensemble,
         rows=arguments.rows,
     )
     check_network(protocol, restorer.model)
-    examples = protocol_examples(protocol, arguments.data)
+    check_prior_option(restorer.model, arguments.prior, "--prior")
+    examples = protocol_examples(protocol, arguments.data, arguments.prior)
     with progress_bar("reading", len(examples), "images") as update:
         sizes = check_examples(examples, protocol, restorer, update, exact_sizes=arguments.exact_sizes)
 
@@ -104,6 +110,7 @@ def main(arguments: Arguments) -> None:
     record = {
         **evaluation.record(),
         "data": str(arguments.data),
+        "prior": {"folder": str(arguments.prior), **stored_settings(arguments.prior)} if arguments.prior else None,
         "weights": str(weights),
         "weights_sha256": sha256(weights),
         "seconds": time.monotonic() - started,
@@ -148,6 +155,8 @@ def _options(arguments: Arguments) -> list[str]:
     """What the result depends on beyond weights and protocol, in a word each."""
     values = {"tile": arguments.tile, "overlap": arguments.overlap}
     options = [f"{name}{value}" for name, value in values.items() if value is not None]
+    options += [f"prior-{arguments.prior.name}"] if arguments.prior else []
+    options += [f"sliding-window-{arguments.sliding_window}"] if arguments.sliding_window else []
     options += [arguments.dtype] if arguments.dtype else []
     options += ["self-ensemble"] if arguments.self_ensemble else []
     return options + (["exact-sizes"] if arguments.exact_sizes else [])

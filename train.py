@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from gamax import config, hosts
 from gamax.config import samples_seen, stage_ends, stages
 from gamax.console import print_table, say
-from gamax.data.datasets import prepare, training_channels
+from gamax.data.datasets import check_channels, prepare, training_channels
 from gamax.data.pipeline import training_batches
+from gamax.data.prior import check_prior_option
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
 from gamax.evaluation.evaluate import Evaluation, check_examples, check_network, check_scored, evaluate
@@ -32,6 +33,7 @@ from gamax.interop.weights import BEST_WEIGHTS_NAME, WEIGHTS_NAME, save_weights
 from gamax.models import count_parameters, create_model
 from gamax.training import run_folder
 from gamax.training.checkpoints import Checkpoints
+from gamax.training.initialization import check_initial_weights, source_hashes
 from gamax.training.loop import train
 from gamax.training.program import device_memory, stage_meshes, step_programs
 from gamax.training.state import abstract_state
@@ -56,14 +58,15 @@ def main(arguments: list[str]) -> None:
     check_logging(experiment.logging)
     if hosts.is_first():
         run_folder.check_run(run_dir, experiment)
+    # A run that goes on needs them no longer.
+    begins = run_folder.saved_step(run_dir) == 0
+    if begins:
+        check_initial_weights(model, experiment, abstract.params)
     evaluation_data = experiment.evaluation.data
-    examples = protocol_examples(protocol, evaluation_data) if evaluation_data else None
-    channels = training_channels(experiment.data)
-    if {*channels.values(), model.input_channels} != {3}:
-        raise UserError(
-            f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels, data.dataset "
-            f"{experiment.data.dataset} has {channels}"
-        )
+    if evaluation_data:
+        check_prior_option(model, experiment.evaluation.prior, "evaluation.prior")
+    examples = protocol_examples(protocol, evaluation_data, experiment.evaluation.prior) if evaluation_data else None
+    check_channels(model, experiment.data, training_channels(experiment.data))
     # Its images must be large enough for all stages.
     data = replace(experiment.data, patch_size=max(stage.patch_size for stage in stages(experiment)))
     # The first process prepares the dataset for all those that share its disk.
@@ -72,7 +75,10 @@ def main(arguments: list[str]) -> None:
     dataset = dataset or prepare(data)
     asked = config.to_dict(experiment)
     facts = {group: asked[group] for group in ("model", "optimizer", "training")}
-    hosts.check_alike({**facts, "data": {**asked["data"], "source": dataset.fingerprint, "prepared_dir": None}})
+    facts["initial weights"] = source_hashes(experiment.training.initial_weights) if begins else {}
+    # The fingerprint stands for the folders, which may lie elsewhere on every machine.
+    folders = {"source": dataset.fingerprint, "prior": None, "prepared_dir": None}
+    hosts.check_alike({**facts, "data": {**asked["data"], **folders}})
     if examples is None and dataset.test is not None:
         examples = label_examples(protocol, experiment.data.dataset, dataset.test)
     if examples is None:
@@ -127,6 +133,7 @@ def main(arguments: list[str]) -> None:
                 "samples": samples_seen(experiment, experiment.training.steps),
                 "seconds": trained.seconds,
                 "weights_sha256": weights_sha256,
+                "initial_weights_sha256": trained.initial_weights,
                 "versions": versions(),
                 "environment": environment(),
             }

@@ -1,7 +1,7 @@
 """Swintormer for defocus blur in single images, with the recipe of its authors (arXiv 2401.05907).
 
-Their code trains the dual-pixel network alone (`swintormer_dual_pixel` on `dpdd_dual`). Evaluation takes RGB images so
-far, so this is the nearest network that can be trained and judged here: one view less, everything else equal.
+Their code trains the dual-pixel network alone (`swintormer_dpdd_dual.py`): this one has a view less, everything else is
+equal. With a prior: `--model.name swintormer_prior --data.prior FOLDER`, the folder by `gamax data prior`.
 
 Command:  python train.py configs/swintormer_dpdd.py --data.source DIR
 Result:   published 27.07 dB on DPDD for the dual-pixel network, none for this one; not reproduced here yet

@@ -37,6 +37,8 @@ class Restore:
     """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
     overlap: int | None = None
     """Pixels that neighbouring tiles share; the default is 96, or a quarter of a smaller tile."""
+    sliding_window: Literal["swintormer"] | None = None
+    """Cut images as the authors of this network do to score it, instead of --tile and --overlap."""
     local_window: int | None = None
     """Replace the network's means over the image by means over so many pixels (TLC); 0 for none, whatever the task."""
     self_ensemble: bool = False
@@ -45,6 +47,13 @@ class Restore:
     """What the network computes in; the default is that of its training."""
     rows: int = 1
     """Devices that share the rows of an image which is too large for one."""
+    prior: Path | None = None
+    """For a network that takes a prior of the image: the one that it was trained with, a folder of `gamax data prior`,
+    whose model and settings are taken, or a run folder or weight file of a latent diffusion model."""
+    windows_at_once: int = 8
+    """Windows of a prior that go through its model together on each device; fewer take less memory."""
+    right: Path | None = None
+    """The right view, for a dual-pixel network; of several images their folder: same names, or _R for _L."""
     batch_size: int = 1
     """Images of one size that go through the network together, such as frames of a video."""
     exact_sizes: bool = False
@@ -52,7 +61,7 @@ class Restore:
     compare: bool = False
     """Also write a picture before and after: NAME_compare.png, or compare/NAME.png in the folder."""
     compare_tiling: bool = False
-    """Also restore each image whole and print by how much tiling changes it (takes the memory of the whole image)."""
+    """Also restore each image whole, if memory allows, and print by how much tiling changes it; not with --prior."""
     overwrite: bool = False
     """Replace outputs that exist."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from gamax.cli_prior import DataPrior
 from gamax.config import DataConfig, Experiment, check_data, load
 from gamax.console import print_table, say
 from gamax.errors import UserError
@@ -189,7 +190,7 @@ class DataShow:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Lists, describes, checks, prepares and shows datasets."""
+    """Lists, describes, checks, prepares and shows datasets, and samples their diffusion priors."""
 
     verb: (
         Annotated[DataList, tyro.conf.subcommand("list", prefix_name=False)]
@@ -197,6 +198,7 @@ class Data:
         | Annotated[DataPrepare, tyro.conf.subcommand("prepare", prefix_name=False)]
         | Annotated[DataCheck, tyro.conf.subcommand("check", prefix_name=False)]
         | Annotated[DataShow, tyro.conf.subcommand("show", prefix_name=False)]
+        | Annotated[DataPrior, tyro.conf.subcommand("prior", prefix_name=False)]
     )
 
     def run(self) -> None:

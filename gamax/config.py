@@ -66,6 +66,9 @@ class DataConfig:
     """What makes the input from the clean target, one after the other; none for paired data."""
     mixup: float = 0.0
     """Probability that a pair is blended with another one of the batch."""
+    prior: str | None = None
+    """Folder with a diffusion prior of the pairs, as `gamax data prior` writes it; the network is given it behind the
+    input, as three more channels."""
     cutblur: float = 0.0
     """Probability that a rectangle of the target is pasted into the input, or the other way round."""
     skip_corrupt: bool = False
@@ -140,6 +143,11 @@ class TrainingConfig:
     """Losses that are added to `loss`, each with its weight, for example `edge=0.05` or `frequency=0.1`."""
     ema_decay: float | None = None
     """Decay of the moving average of the parameters, which is then evaluated and saved; None for no average."""
+    initial_weights: dict[str, str] = field(default_factory=dict)
+    """What training starts from instead of random parameters: `all=RUN`, or by part of the network `decoder=RUN`. RUN
+    is a run folder or a weight file; `RUN:PART` takes only that part of it."""
+    frozen: tuple[str, ...] = ()
+    """Parts of the network that are not trained: first names in its tree of parameters, such as `autoencoder`."""
     seed: int = 0
     """Seed of the initial parameters, the data order, the augmentation and the degradation."""
     mesh: Literal["auto"] | tuple[int, int, int] = "auto"
@@ -164,6 +172,8 @@ class EvaluationConfig:
     """A named protocol; `python eval.py --help` lists them."""
     data: str | None = None
     """Folder to evaluate on; None means the `test` or else `validation` part of the training dataset."""
+    prior: str | None = None
+    """Folder with the diffusion prior of `evaluation.data`, for a network that takes one."""
     every: int = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
 
@@ -416,6 +426,11 @@ def check(experiment: Experiment) -> None:
     """Raises `UserError` for values that no run can have. Needs neither devices nor data."""
     check_data(experiment.data)
     optimizer, training = experiment.optimizer, experiment.training
+    if experiment.evaluation.prior is not None and experiment.evaluation.data is None:
+        raise UserError("evaluation.prior belongs to evaluation.data, which is not set: the dataset has data.prior")
+    for part, weights in training.initial_weights.items():
+        if not isinstance(weights, str):
+            raise UserError(f"training.initial_weights must name a run or a weight file for '{part}', not {weights!r}")
     if "dtype" in experiment.model.overrides or "param_dtype" in experiment.model.overrides:
         raise UserError("the precision of the network is set by model.dtype, not in model.overrides")
     for name, weight in training.auxiliary_losses.items():
@@ -511,6 +526,9 @@ def _in_order(progressive: Sequence[Stage], largest: int) -> bool:
 
 def check_data(data: DataConfig) -> None:
     """Raises `UserError` for values that no dataset can have. Does not look at the disk."""
+    if data.prior is not None and (data.degradations or data.cutblur):
+        what = "data.degradations, which make another input every time" if data.degradations else "data.cutblur"
+        raise UserError(f"data.prior does not go with {what}: a prior is made once of the inputs of a paired dataset")
     _check_rules(
         Experiment(data=data),
         {

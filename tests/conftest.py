@@ -50,6 +50,7 @@ CHECKED = (
     "cli_export",
     "cli_lab",
     "cli_plan",
+    "cli_prior",
     "lab",
     "errors",
     "console",
@@ -62,6 +63,7 @@ EVALUATION = (
     "compare",
     "learned",
     "lpips",
+    "network_inputs",
     "pictures",
     "protocols",
     "restore_files",
@@ -69,7 +71,7 @@ EVALUATION = (
     "restorer",
     "submission",
 )
-DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg", "metadata")
+DATA = ("augmentations", "blur", "checks", "contact_sheet", "jpeg", "metadata", "prior_sampler", "prior_writer")
 modules = [f"gamax.{name}" for name in CHECKED]
 modules += [f"gamax.evaluation.{name}" for name in EVALUATION] + [f"gamax.data.{name}" for name in DATA]
 install_import_hook(modules, f"{checker.__name__}.check")

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import create_autospec
 
 import flax.linen as nn
@@ -37,7 +37,7 @@ from gamax.training.state import TrainState, abstract_state
 
 ROOT = Path(__file__).parents[1]
 PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
-OWN = ("paired", "quickstart")
+OWN = ("ldm_small", "paired", "quickstart", "vq_small")
 """Those that follow no paper."""
 PAPERS = [name for name in PATHS if name not in OWN]
 
@@ -103,11 +103,15 @@ def test_the_learning_rates_are_those_of_the_authors(fixture, name, shared_folde
     np.testing.assert_allclose(learning_rates(name, case["steps"]), case["lr"], rtol=1e-6, atol=rounding)
 
 
-def test_the_learning_rates_of_swintormer_are_those_of_its_options():
+SWINTORMER = ("swintormer_dpdd", "swintormer_dpdd_dual")
+
+
+@pytest.mark.parametrize("name", SWINTORMER)
+def test_the_learning_rates_of_swintormer_are_those_of_its_options(name):
     falling = [12_000, 12_001, 222_000, 432_000, 642_000, 851_999, 852_000]
     expected = [1e-5 + (3e-4 - 1e-5) * (1 + math.cos(math.pi * (step - 12_000) / 840_000)) / 2 for step in falling]
-    np.testing.assert_allclose(learning_rates("swintormer_dpdd", [0, 11_999, *falling]), [3e-4, 3e-4, *expected], 1e-6)
-    assert recipe("swintormer_dpdd").training.steps == falling[-1]
+    np.testing.assert_allclose(learning_rates(name, [0, 11_999, *falling]), [3e-4, 3e-4, *expected], 1e-6)
+    assert recipe(name).training.steps == falling[-1]
 
 
 def test_the_learning_rate_of_saphn_is_halved_every_200000_steps():
@@ -118,7 +122,7 @@ def test_the_learning_rate_of_saphn_is_halved_every_200000_steps():
 
 
 def test_every_recipe_of_a_paper_has_its_schedule_checked():
-    assert sorted([*itertools.chain(*FIXTURES.values()), "saphn_gopro", "swintormer_dpdd"]) == PAPERS
+    assert sorted([*itertools.chain(*FIXTURES.values()), "saphn_gopro", *SWINTORMER]) == PAPERS
 
 
 def test_the_stages_are_those_of_the_authors():
@@ -215,11 +219,25 @@ SIDE = 32
 """Of the crops of the first stage, in pixels."""
 
 
+class StandIn(Conv):
+    """In place of a network that takes long to compile."""
+
+    input_channels: ClassVar[int] = 3
+
+
+class TwoViews(Conv):
+    """The same for two views of one scene."""
+
+    input_channels: ClassVar[int] = 6
+
+
 def miniature(name: str) -> tuple[nn.Module, Experiment]:
     """The recipe with a tiny network and two small crops a step, three steps, the last two of the second stage."""
     experiment = recipe(name)
     chosen = experiment.model
-    model = create_model(chosen.name, **chosen.overrides, **NETWORKS[name]) if name in NETWORKS else Conv(3, 3)
+    model = create_model(chosen.name, **chosen.overrides, **NETWORKS[name]) if name in NETWORKS else StandIn(3, 3)
+    if experiment.data.dataset == "dpdd_dual":
+        model = TwoViews(3, 3)
     periods = tuple(replace(item, steps=index + 1) for index, item in enumerate(experiment.optimizer.periods))
     return model, replace(
         experiment,
@@ -245,9 +263,10 @@ def computation(name: str) -> str:
     return repr((model, data, experiment.optimizer, training, layout(experiment.data)))
 
 
-def layout(data: DataConfig) -> tuple[bool, type[np.unsignedinteger]]:
-    """Whether a dataset has inputs of its own, and the type of its pixels."""
-    return not data.degradations, np.uint16 if data.dataset == "dpdd" else np.uint8
+def layout(data: DataConfig) -> tuple[dict[str, int], type[np.unsignedinteger]]:
+    """The channels of the images of a dataset by name, and the type of its pixels."""
+    inputs = {} if data.degradations else {"input": 6 if data.dataset == "dpdd_dual" else 3}
+    return {"target": 3, **inputs}, np.uint16 if data.dataset.startswith("dpdd") else np.uint8
 
 
 DISTINCT = sorted({computation(name): name for name in reversed(PATHS)}.values())
@@ -256,22 +275,21 @@ DISTINCT = sorted({computation(name): name for name in reversed(PATHS)}.values()
 
 def images(data: DataConfig) -> PreparedDataset:
     """A stand-in for the dataset, of four random images."""
-    paired, dtype = layout(data)
+    channels, dtype = layout(data)
     rng = np.random.default_rng(0)
-    names = ("target", "input") if paired else ("target",)
-    size = (44, 48, 3)
-    examples = [
-        {"name": str(index), **{key: rng.integers(0, np.iinfo(dtype).max, size, dtype, True) for key in names}}
-        for index in range(4)
-    ]
+
+    def image(depth: int) -> np.ndarray:
+        return rng.integers(0, np.iinfo(dtype).max, (44, 48, depth), dtype, True)
+
+    examples = [{"name": str(index), **{name: image(depth) for name, depth in channels.items()}} for index in range(4)]
     return PreparedDataset(Path("nowhere"), {"train": examples}, "random", {"train": 4}, {"train": None})
 
 
 def programs(model: nn.Module, experiment: Experiment) -> tuple[dict[Stage, Any], Callable[[Stage], StepProgram]]:
     """The steps of the loop on one device, compiled in a hurry."""
     meshes = dict.fromkeys(stages(experiment), make_mesh((1, 1, 1), jax.devices()[:1]))
-    paired, dtype = layout(experiment.data)
-    crops = dict.fromkeys(("target", "input") if paired else ("target",), (3, dtype))
+    channels, dtype = layout(experiment.data)
+    crops = {name: (depth, dtype) for name, depth in channels.items()}
 
     @functools.cache
     def program(stage: Stage) -> StepProgram:
@@ -290,7 +308,7 @@ def programs(model: nn.Module, experiment: Experiment) -> tuple[dict[Stage, Any]
 
 def test_every_network_of_a_paper_is_trained():
     assert set(NETWORKS) <= set(DISTINCT)
-    assert {network_of(name) for name in NETWORKS} == {network_of(name) for name in PATHS}
+    assert {network_of(name) for name in NETWORKS} == {network_of(name) for name in PAPERS}
 
 
 def network_of(name: str) -> type[nn.Module]:
@@ -303,7 +321,7 @@ def state_of_numpy(model: nn.Module, experiment: Experiment) -> TrainState:
     abstract = abstract_state(model, experiment)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), abstract.params)
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state)
-    average = None if experiment.training.ema_decay is None else params
+    average = None if abstract.ema_params is None else {part: params[part] for part in abstract.ema_params}
     return TrainState(np.int32(0), params, average, opt_state, jax.random.key(0), np.int32(0), np.int32(0))
 
 

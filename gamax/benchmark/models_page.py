@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 
 from gamax.benchmark.cost import model_multiply_adds
+from gamax.diffusion.autoencoder import Autoencoder
+from gamax.diffusion.latent_diffusion import LatentDiffusion
 from gamax.interop.key_maps import find_key_map
 from gamax.lab.receptive_field import receptive_field
 from gamax.models import VARIANTS, Variant, abstract_params, count_parameters, create_model
@@ -31,6 +33,8 @@ _NARROW: dict[type[nn.Module], dict[str, Any]] = {
     LIR: {"width": 16},
     Swintormer: {"width": 8, "heads": (1, 1, 1, 1)},
     SAPHN: {"widths": (1, 1, 1)},
+    Autoencoder: {"width": 4},
+    LatentDiffusion: {"steps": 1},
 }
 """The receptive field does not depend on the width."""
 
@@ -69,6 +73,8 @@ _REMARKS: dict[type[nn.Module], str] = {
     Swintormer: "Its masks weaken what they forbid by a factor of e^-100, so by layout it sees the whole image.",
     SAPHN: "Attention sees the whole image.",
     AdaptiveSampling: "Any network with a method `outputs` can be wrapped ([guide](adaptive_sampling.md)).",
+    Autoencoder: "Restores nothing: it is the first stage of latent diffusion ([guide](prior.md)).",
+    LatentDiffusion: "Its multiply-adds are those of sampling, 20 times the denoiser, and decoding.",
     DMPHN: "Patches of the image are cut where its size says, so tiles give other results than the whole image.",
 }
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gamax.blocks.activation import gelu
 from gamax.blocks.convolution import Conv
+from gamax.blocks.efficient_attention import attend
 from gamax.blocks.normalization import LayerNorm
 
 
@@ -148,11 +149,8 @@ class _TokenBlock(nn.Module):
         conv, norm = partial(Conv, kernel_size=1, **dtypes), partial(LayerNorm, **dtypes)
 
         y = norm(name="attention_norm")(x)
-        key = jax.nn.softmax(conv(self.descriptors, name="key")(y).astype(jnp.float32), axis=2)
-        query = jax.nn.softmax(conv(self.descriptors, name="query")(y).astype(jnp.float32))
-        value = conv(channels, name="value")(y)
-        means = jnp.einsum("brnd,brnc->bdc", key.astype(y.dtype), value, preferred_element_type=jnp.float32)
-        attended = jnp.einsum("brnd,bdc->brnc", query.astype(y.dtype), means.astype(y.dtype))
+        query, key = (conv(self.descriptors, name=name)(y) for name in ("query", "key"))
+        attended, _, _ = attend(query, key, conv(channels, name="value")(y))
         x = x + conv(channels, name="output")(attended)
 
         y = norm(name="mlp_norm")(x)

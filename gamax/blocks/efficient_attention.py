@@ -60,13 +60,29 @@ class EfficientAttention(nn.Module):
         key = conv(descriptors, name="key")(kept)
         value = conv(channels, name="value")(kept)
         query = conv(descriptors, name="query")(x)
-        key_map = jax.nn.softmax(key.astype(jnp.promote_types(key.dtype, jnp.float32)), axis=(1, 2))
-        query_map = jax.nn.softmax(query.astype(key_map.dtype))
+        attended, query_map, key_map = attend(query, key, value)
         for name, values in (("mask", mask), ("key_map", key_map), ("query_map", query_map)):
             self.sow("intermediates", name, values)
 
-        means = jnp.einsum(
-            "bhwn,bhwc->bnc", key_map.astype(value.dtype), value, preferred_element_type=key_map.dtype
-        ).astype(value.dtype)
-        attended = jnp.einsum("bhwn,bnc->bhwc", query_map.astype(value.dtype), means)
         return conv(channels, name="output")(attended)
+
+
+def attend(
+    query: Float[Array, "b h w n"], key: Float[Array, "b h2 w2 n"], value: Float[Array, "b h2 w2 c"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w n"], Float[Array, "b h2 w2 n"]]:
+    """Every pixel's mixture of n weighted means of the values (arXiv 1812.01243), in time linear in the pixels.
+
+    Args:
+        query: logits of the means for every pixel.
+        key: logits of the positions for every mean.
+        value: what is averaged, in the precision of the products.
+
+    Returns:
+        What every pixel reads, and the soft-maxes of `query` over the means and of `key` over the positions, which are
+        float32 at least.
+    """
+    key_map = jax.nn.softmax(key.astype(jnp.promote_types(key.dtype, jnp.float32)), axis=(1, 2))
+    query_map = jax.nn.softmax(query.astype(key_map.dtype))
+    means = jnp.einsum("bhwn,bhwc->bnc", key_map.astype(value.dtype), value, preferred_element_type=key_map.dtype)
+    attended = jnp.einsum("bhwn,bnc->bhwc", query_map.astype(value.dtype), means.astype(value.dtype))
+    return attended, query_map, key_map

@@ -25,9 +25,9 @@ _AMPLIFICATIONS = (1, 2, 4, 8, 16, 32)
 def contact_sheet(config: DataConfig, count: int, seed: int, step: int = 0, batch_size: int = 32) -> np.ndarray:
     """Draws the first `count` examples of the batch that training with these values sees in step `step`.
 
-    A row is input (left and right view of a dual-pixel camera), target, and their absolute difference, amplified. The
-    set is prepared unless it is. Pixels are shown as they are, or each as a square of several where crops are small;
-    what lies outside [0, 1] is clipped in the picture only.
+    A row is input (left and right view of a dual-pixel camera), diffusion prior where there is one, target, and the
+    absolute difference of input and target, amplified. The set is prepared unless it is. Pixels are shown as they are,
+    or each as a square of several where crops are small; what lies outside [0, 1] is clipped in the picture only.
 
     Args:
         config: the dataset and what happens to it.
@@ -45,7 +45,8 @@ def contact_sheet(config: DataConfig, count: int, seed: int, step: int = 0, batc
     if not 1 <= count <= batch_size:
         raise UserError(f"the number of rows must be from 1 to the {batch_size} crops of a batch, not {count}")
     inputs, targets = _step_images(config, seed, step, batch_size)
-    return _draw(inputs[:count], targets[:count])
+    inputs, targets = inputs[:count], targets[:count]
+    return _draw(inputs[..., :-3], targets, inputs[..., -3:]) if config.prior else _draw(inputs, targets)
 
 
 def _step_images(config: DataConfig, seed: int, step: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +70,8 @@ def _step_images(config: DataConfig, seed: int, step: int, batch_size: int) -> t
     return np.asarray(inputs), np.asarray(targets)
 
 
-def _draw(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Draws `[N, P, P, C]` inputs (C may be twice that of the targets) and targets."""
+def _draw(inputs: np.ndarray, targets: np.ndarray, priors: np.ndarray | None = None) -> np.ndarray:
+    """Draws `[N, P, P, C]` inputs (C may be twice that of the targets), priors if there are any, and targets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,13 +83,14 @@ def _draw(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     scale = max(1, -(-_SMALLEST_PANEL // targets.shape[1]))
     panel = scale * targets.shape[1]
     view_names = ("input",) if len(views) == 1 else ("left", "right")
-    columns = [*views, targets, amplification * differences]
+    between = [] if priors is None else [priors]
+    columns = [*views, *between, targets, amplification * differences]
     width = len(columns) * (panel + _GAP) + _GAP
     height = len(targets) * (panel + _CAPTION + _GAP) + _GAP
     figure = Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     for row, target in enumerate(targets):
         captions = [f"{name}, {_psnr(view[row], target)}" for name, view in zip(view_names, views, strict=True)]
-        captions += ["target", f"absolute difference x {amplification}"]
+        captions += [*(["prior"] if between else []), "target", f"absolute difference x {amplification}"]
         bottom = height - (row + 1) * (panel + _CAPTION + _GAP)
         for column, (images, caption) in enumerate(zip(columns, captions, strict=True)):
             left = _GAP + column * (panel + _GAP)

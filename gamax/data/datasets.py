@@ -17,13 +17,9 @@ from google.protobuf.message import DecodeError
 
 from gamax.config import DataConfig
 from gamax.console import say
-from gamax.data.examples import (
-    Example,
-    ExampleFiles,
-    join_views,
-    read_example,
-)
+from gamax.data.examples import PRIOR, Example, ExampleFiles, join_views, read_example
 from gamax.data.images import decode_stored
+from gamax.data.prior import check_prior_option
 from gamax.errors import UserError, nearest
 from gamax.files import lock
 
@@ -126,15 +122,43 @@ def open_prepared(folder: Path) -> tfds.core.DatasetBuilder:
 def training_channels(config: DataConfig) -> dict[str, int]:
     """The channels of the images that training on a dataset reads, `target` and perhaps `input`; reads no image.
 
-    Raises `UserError` when files are missing or none is for training.
+    Those of a prior are at the end of the input. Raises `UserError` when files are missing or none is for training.
     """
     with _quiet_tfds():
         from gamax.data.builders import find_builder
 
         builder_class = find_builder(config.dataset)
         image_set = _image_set(builder_class, config)
-    names = [name.partition("_")[0] for name in _training_files(config.dataset, image_set)[0].images]
-    return {name: builder_class.CHANNELS * names.count(name) for name in sorted(set(names))}
+    channels: dict[str, int] = {}
+    for key in _training_files(config.dataset, image_set)[0].images:
+        # The two views of a dual-pixel camera are one input.
+        name = "target" if key == "target" else "input"
+        channels[name] = channels.get(name, 0) + (3 if key == PRIOR else builder_class.CHANNELS)
+    return channels
+
+
+def check_channels(model: Any, config: DataConfig, channels: Mapping[str, int]) -> None:
+    """Raises `UserError` unless a network takes the images that training on a dataset gives it.
+
+    Args:
+        model: the network.
+        config: names the dataset and the prior.
+        channels: those of `training_channels`.
+    """
+    check_prior_option(model, config.prior, "data.prior")
+    found = channels["input"] if "input" in channels else channels["target"]
+    if model.input_channels == found:
+        return
+    prior = 3 if config.prior else 0
+    remedy = "choose another network or dataset"
+    if model.input_channels == 6 + prior:
+        remedy = "choose a dataset with two views, such as dpdd_dual, or a network for one"
+    elif found == 6 + prior:
+        remedy = "choose a network for two views, such as restormer_dual_pixel, or a dataset with one"
+    raise UserError(
+        f"this {type(model).__name__} takes {model.input_channels} channels, but data.dataset {config.dataset} gives "
+        f"it {found}{', 3 of them the prior' if prior else ''}: {remedy}"
+    )
 
 
 def _training_files(name: str, image_set: ImageSetConfig) -> Sequence[ExampleFiles]:
@@ -153,7 +177,9 @@ def _image_set(builder_class: type[ImageSetBuilder], config: DataConfig) -> Imag
     source = config.source or default
     if source is None:
         raise UserError(f"dataset {config.dataset} needs data.source: {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-    return image_set_config(builder_class, source, config.cut_size, config.cut_stride, config.encoding)
+    return image_set_config(
+        builder_class, source, config.cut_size, config.cut_stride, config.encoding, prior=config.prior
+    )
 
 
 def _check_trainable(config: DataConfig, image_set: ImageSetConfig) -> None:

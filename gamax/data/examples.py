@@ -24,11 +24,15 @@ Example = dict[str, Any]
 """`name` (text), `target` and `input`, or only one of them: uint8 or uint16 images `[H, W, C]`.
 
 Clean photographs have a `target` only, noisy ones whose clean side is kept secret an `input` only. C is 3, or 1 in sets
-that are gray; the `input` of a dual-pixel camera has both its views, left and right, in 6 channels.
+that are gray; the `input` of a dual-pixel camera has both its views, left and right, in 6 channels. Where there is a
+diffusion prior, the `input` has 16 bits, and 3 channels more at its end.
 """
 
 DUAL_PIXEL = ("input_left", "input_right")
 """The names under which the two views of a dual-pixel camera are stored; an `Example` has them as one `input`."""
+
+PRIOR = "prior"
+"""The name under which a diffusion prior is stored; an `Example` has it at the end of its `input`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class ImageFile:
 
 @dataclass(frozen=True, eq=False)
 class ExampleFiles:
-    """Where the images of an example are, under the keys `target`, `input` or those of `DUAL_PIXEL`."""
+    """Where the images of an example are, under the keys `target`, `input` or those of `DUAL_PIXEL`, and `PRIOR`."""
 
     name: str
     images: Mapping[str, ImageFile]
@@ -60,7 +64,7 @@ class ExampleFacts:
     height: int
     width: int
     bit_depth: int
-    """8 or 16."""
+    """8 or 16; a prior, which always has 16, does not count."""
     psnr_input: float | None
     """PSNR of the input against the target in dB, peak 255 or 65535; None where there are not both."""
 
@@ -88,22 +92,57 @@ def list_examples(folder: str | Path, paired: bool) -> list[ExampleFiles]:
 
 
 def read_images(files: ExampleFiles, channels: int = 3) -> dict[str, np.ndarray]:
-    """Reads the images of an example as gray (`channels` 1) or RGB (3); `UserError` when one cannot be read."""
+    """Reads the images of an example as gray (`channels` 1) or RGB (3), a prior as it is.
+
+    Raises `UserError` when one cannot be read.
+    """
     convert = to_gray if channels == 1 else to_rgb
-    return {key: convert(image.read(image.path)) for key, image in files.images.items()}
+    images = {key: image.read(image.path) for key, image in files.images.items()}
+    return {key: image if key == PRIOR else convert(image) for key, image in images.items()}
 
 
 def read_example(files: ExampleFiles, channels: int = 3) -> Example:
-    """Reads an example; `UserError` when one of its images cannot be read."""
-    return join_views({"name": files.name, **read_images(files, channels)})
+    """Reads an example; `UserError` when one of its images cannot be read, or what is one input differs in size."""
+    images = read_images(files, channels)
+    inputs = {key: image for key, image in images.items() if key != "target"}
+    if inputs:
+        check_agreement(files, inputs)
+    return join_views({"name": files.name, **images})
 
 
 def join_views(example: Example) -> Example:
-    """Puts the two views of a dual-pixel camera, if there are any, into one `input` of 6 channels."""
-    if DUAL_PIXEL[0] not in example:
+    """Puts the views of a dual-pixel camera and a prior, as far as there are any, into one `input`.
+
+    Beside a prior, 8-bit views become 16-bit ones that stand for the same values.
+    """
+    keys = [key for key in ("input", *DUAL_PIXEL, PRIOR) if key in example]
+    if len(keys) < 2:
         return example
-    views = [example.pop(key) for key in DUAL_PIXEL]
-    return {**example, "input": np.concatenate(views, axis=-1)}
+    parts = [example.pop(key) for key in keys]
+    if keys[-1] == PRIOR:
+        parts = [part * np.uint16(257) if part.dtype == np.uint8 else part for part in parts]
+    return {**example, "input": np.concatenate(parts, axis=-1)}
+
+
+def takes_prior(model: Any) -> bool:
+    """Whether a network is given a diffusion prior behind its input; it says so in its field `prior`."""
+    return getattr(model, "prior", False)
+
+
+def takes_right_view_first(model: Any) -> bool:
+    """Whether a network of two views wants the right one before the left one, as Swintormer does."""
+    return getattr(model, "view_order", "left-right") == "right-left"
+
+
+def order_views(images: Any, model: Any) -> Any:
+    """Puts the `input` of examples, `[..., C]` of NumPy or JAX, into the order in which a network takes its channels.
+
+    Examples have the left view first. A prior stays at the end.
+    """
+    channels = images.shape[-1]
+    if channels != 6 + 3 * takes_prior(model) or not takes_right_view_first(model):
+        return images
+    return images[..., np.array([3, 4, 5, 0, 1, 2, *range(6, channels)])]
 
 
 def examine(
@@ -147,7 +186,10 @@ def _inspect(files: ExampleFiles, channels: int) -> ExampleFacts:
 
 
 def check_agreement(files: ExampleFiles, images: Mapping[str, np.ndarray]) -> None:
-    """Raises `UserError` if the images of an example, as `read_images` has read them, differ in size or bit depth."""
+    """Raises `UserError` if the images of an example, as `read_images` has read them, do not belong together.
+
+    They must have one size and, but for a prior, one bit depth.
+    """
     first_key, *other_keys = images
     first = images[first_key]
     for key in other_keys:
@@ -155,8 +197,9 @@ def check_agreement(files: ExampleFiles, images: Mapping[str, np.ndarray]) -> No
         names = " and ".join(dict.fromkeys(f"'{files.images[name].path}'" for name in (first_key, key)))
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (first, images[key])]
         if sizes[0] != sizes[1]:
-            raise UserError(f"{names} differ in size ({' and '.join(sizes)} pixels); cut both to the same window")
-        if first.dtype != images[key].dtype:
+            remedy = "make the prior again" if key == PRIOR else "cut both to the same window"
+            raise UserError(f"{names} differ in size ({' and '.join(sizes)} pixels); {remedy}")
+        if key != PRIOR and first.dtype != images[key].dtype:
             raise UserError(f"{names} differ in bit depth; convert one of them")
 
 
@@ -173,7 +216,7 @@ def psnr_input(images: Mapping[str, np.ndarray]) -> float | None:
     import cv2
 
     target = images.get("target")
-    inputs = [image for key, image in images.items() if key != "target"]
+    inputs = [image for key, image in images.items() if key not in ("target", PRIOR)]
     if target is None or not inputs:
         return None
     if all(np.array_equal(image, target) for image in inputs):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gamax import hosts
-from gamax.data.examples import Example
+from gamax.data.examples import Example, order_views, takes_prior, takes_right_view_first
 from gamax.data.images import to_float, to_integers, to_rgb
 from gamax.errors import UserError
 from gamax.evaluation.alignment import MASKED_METRICS, align
@@ -173,7 +173,7 @@ def evaluate(
     """
     check_scored(protocol)
     check_network(protocol, restorer.model)
-    sizes = sizes or _sizes(protocol, examples, lambda done: None)
+    sizes = sizes or _sizes(restorer.model, protocol, examples, lambda done: None)
     shapes = _padded_shapes(restorer, sizes, exact_sizes)
     metrics = extra_metrics or {}
     load, finish = partial(_load, restorer.model, protocol, examples), partial(_score, protocol, metrics)
@@ -286,7 +286,7 @@ def check_examples(
             do not fit together.
     """
     check_network(protocol, restorer.model)
-    sizes = _sizes(protocol, examples, progress)
+    sizes = _sizes(restorer.model, protocol, examples, progress)
     shapes = _padded_shapes(restorer, sizes, exact_sizes)
     whole = [shape for size, shape in zip(sizes, shapes, strict=True) if not restorer.tiles(size)]
     if whole:
@@ -304,12 +304,18 @@ def check_scored(protocol: Protocol) -> None:
 
 def check_network(protocol: Protocol, model: nn.Module) -> None:
     """Raises `UserError` if a network cannot be judged under a protocol."""
-    wanted, found = protocol.channels * protocol.views, model.input_channels
+    prior, name = takes_prior(model), type(model).__name__
+    if prior and protocol.inputs == "noise":
+        raise UserError(
+            f"protocol {protocol.name} makes its inputs itself, and this {name} needs a diffusion prior of them; "
+            "choose a protocol on pairs"
+        )
+    wanted, found = protocol.channels * protocol.views + 3 * prior, model.input_channels
     # An RGB network restores gray images, too.
     if found != wanted and (wanted, found) != (1, 3):
         raise UserError(
-            f"protocol {protocol.name} is for networks that take {wanted} channels, and this {type(model).__name__} "
-            f"takes {found}; choose another protocol"
+            f"protocol {protocol.name} is for networks that take {wanted} channels{' with a prior' if prior else ''}, "
+            f"and this {name} takes {found}; choose another protocol"
         )
     window = getattr(model, "local_window", None)
     if protocol.local_window not in ("as the network has it", window):
@@ -355,20 +361,20 @@ def _unit(image: np.ndarray) -> np.ndarray:
 
 
 def _load(model: nn.Module, protocol: Protocol, examples: Sequence[Example], index: int) -> tuple[np.ndarray, Example]:
-    example = protocol_example(protocol, examples[index])
-    image = _unit(example["input"])
-    return np.roll(image, 3, axis=-1) if _swaps_views(protocol, model) else image, example
-
-
-def _swaps_views(protocol: Protocol, model: nn.Module) -> bool:
-    return protocol.views == 2 and getattr(model, "view_order", "left-right") == "right-left"
+    example = protocol_example(protocol, examples[index], prior=takes_prior(model))
+    return order_views(_unit(example["input"]), model), example
 
 
 def _describe_channels(protocol: Protocol, model: nn.Module) -> str:
+    views = _describe_views(protocol, model)
+    return f"{views}, and a diffusion prior" if takes_prior(model) else views
+
+
+def _describe_views(protocol: Protocol, model: nn.Module) -> str:
     if protocol.channels == 1 and model.input_channels == 3:
         return "gray, given three times, and the mean of the network's three outputs"
     if protocol.views == 2:
-        return "right view, left view" if _swaps_views(protocol, model) else "left view, right view"
+        return "right view, left view" if takes_right_view_first(model) else "left view, right view"
     return "gray" if protocol.channels == 1 else "RGB"
 
 
@@ -388,8 +394,8 @@ def _score(
         target = rounded_target
     else:
         degraded, target = _unit(degraded), _unit(target)
-    # The input is scored as the network gets it, unrounded and unclipped; of two views the mean.
-    views = np.split(degraded, protocol.views, axis=-1)
+    # The input is scored as the network gets it, unrounded and unclipped, without a prior; of two views the mean.
+    views = np.split(degraded[..., : protocol.channels * protocol.views], protocol.views, axis=-1)
     try:
         psnrs = [score_image(view, target, protocol.scores[:1], protocol.alignment)["psnr"] for view in views]
         scores = score_image(restored, target, protocol.scores, protocol.alignment)
@@ -410,20 +416,22 @@ def _score(
     return row, Comparison(_full_name(row), *pictured, row["psnr_input"], scores)
 
 
-def _sizes(protocol: Protocol, examples: Sequence[Example], progress: Callable[[int], object]) -> list[tuple[int, int]]:
+def _sizes(
+    model: nn.Module, protocol: Protocol, examples: Sequence[Example], progress: Callable[[int], object]
+) -> list[tuple[int, int]]:
     """Reads every example for its height and width, and checks it."""
     if not examples:
         raise UserError("there is no image to evaluate on")
     sizes = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for size in pool.map(partial(_size, protocol, examples), range(len(examples))):
+        for size in pool.map(partial(_size, model, protocol, examples), range(len(examples))):
             sizes.append(size)
             progress(len(sizes))
     return sizes
 
 
-def _size(protocol: Protocol, examples: Sequence[Example], index: int) -> tuple[int, int]:
-    example = protocol_example(protocol, examples[index])
+def _size(model: nn.Module, protocol: Protocol, examples: Sequence[Example], index: int) -> tuple[int, int]:
+    example = protocol_example(protocol, examples[index], prior=takes_prior(model))
     height, width = example["input"].shape[:2]
     needed = max((SMALLEST_SIDE[score.metric] + 2 * score.border for score in protocol.scores), default=1)
     if min(height, width) < needed:

@@ -11,11 +11,12 @@ from gamax.console import say
 from gamax.data.datasets import LazyExamples
 from gamax.data.examples import Example, ExampleFiles, list_examples, read_example
 from gamax.data.images import list_images
+from gamax.data.prior import with_named_prior
 from gamax.errors import UserError
 from gamax.evaluation.protocols import BenchmarkSet, Protocol
 
 
-def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Example]:
+def protocol_examples(protocol: Protocol, folder: str | Path, prior: str | Path | None = None) -> Sequence[Example]:
     """Lists the examples of a protocol in a folder; each is read when it is asked for.
 
     `input/` and `target/` with images of equal names (for protocols that add noise: clean images directly in the
@@ -23,8 +24,13 @@ def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Exampl
     layout of its builder; what is missing, or is there in another number than published, is said. Examples have the
     label `set` where the protocol has several, and `scene` where several images of a set show one.
 
+    Args:
+        protocol: the rules.
+        folder: where the images are.
+        prior: folder of `gamax data prior` with the diffusion priors of their inputs, for a network that takes them.
+
     Raises:
-        UserError: if there is neither, a partner is missing, or it cannot be told which set it is.
+        UserError: if there is neither, a partner or a prior is missing, or it cannot be told which set it is.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -32,6 +38,12 @@ def protocol_examples(protocol: Protocol, folder: str | Path) -> Sequence[Exampl
     # A link may have the name of the set, so it is not followed.
     found = _find_sets(protocol, Path(os.path.abspath(folder)))
     _note_differences(protocol, folder, found)
+    if prior is not None:
+        priors = Path(prior).expanduser()
+        datasets = {part.name: part.dataset for part in protocol.datasets}
+        found = {
+            name: with_named_prior(examples, priors, folder, datasets.get(name)) for name, examples in found.items()
+        }
     files = [(name, index, example) for name, examples in found.items() for index, example in enumerate(examples)]
 
     def read(position: int) -> Example:

@@ -262,6 +262,15 @@ PROTOCOLS: dict[str, Protocol] = {
             averaging=_BY_SETS,
         ),
         Protocol(
+            "reconstruction",
+            "clean images, given as they are: what an autoencoder keeps of them",
+            "gamax",
+            _PSNR_SSIM,
+            inputs="noise",
+            noise_sigma=0,
+            noise_seed=0,
+        ),
+        Protocol(
             "paired-rgb",
             "pairs of input and target, scored in RGB as 8-bit images",
             "gamax",
@@ -279,12 +288,13 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def protocol_example(protocol: Protocol, example: Mapping[str, object]) -> Example:
+def protocol_example(protocol: Protocol, example: Mapping[str, object], *, prior: bool = False) -> Example:
     """An example as the protocol has it: gray or in colour, of 8 bits, with its noise, cut to size.
 
     Args:
         protocol: the rules.
         example: a `gamax.data.examples.Example`.
+        prior: whether the input must have a diffusion prior in its last 3 channels, which stays as it is.
 
     Returns:
         The example with `target`, an 8- or 16-bit image `[H, W, C]` (none where it is secret), and `input`, such an
@@ -304,10 +314,12 @@ def protocol_example(protocol: Protocol, example: Mapping[str, object]) -> Examp
     if protocol.channels == 1:
         images = {key: _gray(image) for key, image in images.items()}
     if protocol.bits == 8:
-        images = {key: _upper_byte(image) for key, image in images.items()}
+        # The rule is about photographs: a prior keeps its 16 bits.
+        read = {"input": _upper_byte_beside_prior if prior else _upper_byte, "target": _upper_byte}
+        images = {key: read[key](image) for key, image in images.items()}
     if "input" not in images:
         images["input"] = protocol_input(protocol, images["target"])
-    _check_shapes(protocol, name, images)
+    _check_shapes(protocol, name, images, prior)
     if protocol.crop_multiple:
         images = {key: _crop(image, protocol.crop_multiple) for key, image in images.items()}
     return {**example, **images}
@@ -338,16 +350,24 @@ def _upper_byte(image: np.ndarray) -> np.ndarray:
     return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
 
 
+def _upper_byte_beside_prior(image: np.ndarray) -> np.ndarray:
+    """The same of all channels but the last three; they stay 16-bit images, which stand for the 8-bit values."""
+    views = _upper_byte(image[..., :-3]) * np.uint16(257)
+    return np.concatenate([views, image[..., -3:]], axis=-1)
+
+
 def _crop(image: np.ndarray, multiple: int) -> np.ndarray:
     height, width = (side // multiple * multiple for side in image.shape[:2])
     return image[:height, :width]
 
 
-def _check_shapes(protocol: Protocol, name: object, images: Mapping[str, np.ndarray]) -> None:
-    source, channels = images["input"], protocol.channels * protocol.views
+def _check_shapes(protocol: Protocol, name: object, images: Mapping[str, np.ndarray], prior: bool) -> None:
+    source, channels = images["input"], protocol.channels * protocol.views + 3 * prior
     if source.shape[2] != channels:
+        with_prior = ", the last 3 a diffusion prior" if prior else ""
         raise UserError(
-            f"protocol {protocol.name} needs inputs of {channels} channels, but '{name}' has {source.shape[2]}"
+            f"protocol {protocol.name} needs inputs of {channels} channels{with_prior}, but '{name}' has "
+            f"{source.shape[2]}"
         )
     if "target" in images and source.shape[:2] != images["target"].shape[:2]:
         sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (source, images["target"]))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from io import FileIO
 from math import ceil
 from pathlib import Path
@@ -22,8 +23,17 @@ from gamax.data.metadata import ImageHeader, describe_losses, encode_with_metada
 from gamax.errors import USER_ERROR_EXIT_CODE, StoppedError, UserError, nearest
 from gamax.evaluation.before_after import before_after
 from gamax.evaluation.buckets import shape_buckets
+from gamax.evaluation.network_inputs import (
+    Progress,
+    SamplePrior,
+    check_inputs,
+    in_kind_of,
+    load_sampler,
+    network_input,
+    right_views,
+)
 from gamax.evaluation.restored_log import describe_source, is_finished, log_line, open_log, read_log
-from gamax.evaluation.restorer import Restorer, compiled_programs
+from gamax.evaluation.restorer import Restorer, compiled_programs, tile_fields
 from gamax.evaluation.stream import restore_stream
 from gamax.files import check_writable, lock, replace_atomically
 from gamax.interop.weights import find_weights, sha256
@@ -31,6 +41,9 @@ from gamax.interop.weights import find_weights, sha256
 LARGEST_WHOLE = 2**20
 """Pixels up to which `tile="auto"` restores an image whole."""
 AUTO_TILE = 512
+
+SAMPLING_SHARE = 0.95
+"""Part of the progress of a photograph that stands for sampling its prior: some 80 passes of a larger network."""
 
 TASK_LOCAL_WINDOWS: dict[str, int | None] = {
     "denoise": None,
@@ -50,11 +63,15 @@ class _Job:
     """An image to restore: from where, to where, and how."""
 
     source: Path
+    right: Path | None
+    """The right view, where the source is the left one of a dual-pixel camera."""
     target: Path
     picture: Path | None
     """Where a picture before and after goes."""
     header: ImageHeader
     restorer: Restorer
+    sample_prior: SamplePrior | None
+    """Makes the prior of the image, for a network that takes one."""
     shape: tuple[int, int]
     """Height and width that the image is padded to."""
     made_from: dict[str, Any]
@@ -76,10 +93,14 @@ def restore_files(
     task: str | None = None,
     tile: str = "auto",
     overlap: int | None = None,
+    sliding_window: str | None = None,
     local_window: int | None = None,
     self_ensemble: bool = False,
     dtype: str | None = None,
     rows: int = 1,
+    prior: Path | None = None,
+    windows_at_once: int = 8,
+    right: Path | None = None,
     batch_size: int = 1,
     exact_sizes: bool = False,
     compare: bool = False,
@@ -100,14 +121,21 @@ def restore_files(
         task: one of `TASK_LOCAL_WINDOWS`, for what the field does at test time.
         tile: `whole`, `auto` (tiles above `LARGEST_WHOLE` pixels, unless `rows` share them), or pixels a side.
         overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
+        sliding_window: one of `SLIDING_WINDOWS`, instead of `tile` and `overlap`.
         local_window: window of the test-time local conversion in pixels, 0 for none; None leaves it to the task.
         self_ensemble: mean over the eight flips and turns of an image.
         dtype: that the network computes in, `float32` or `bfloat16`; None for that of its training.
         rows: devices that share the rows of an image.
+        prior: for a network that takes a prior of the image, a folder of `gamax data prior`, whose model and settings
+            are taken, or a run folder or weight file of a latent diffusion model.
+        windows_at_once: windows of a prior that go through its model together on each device; fewer take less memory.
+        right: for a network that takes two views, the right view of the source; of several, the folder of the right
+            views, which have the same names, or names that end in `_R` where those of the left ones end in `_L`.
         batch_size: images of one shape that go through the network together.
         exact_sizes: pad no image beyond what the network itself needs, however many programs that takes.
         compare: also write a picture before and after: NAME_compare.png, or `compare/NAME.png` in the folder.
-        compare_tiling: print the largest difference between the tiled and the whole image, before rounding.
+        compare_tiling: print the largest difference between the tiled and the whole image, before rounding; not for
+            networks that take a prior.
         overwrite: replace files that exist.
 
     Raises:
@@ -121,32 +149,44 @@ def restore_files(
         raise UserError(f"--tile must be auto, whole or a number of pixels, not '{tile}'")
     if overlap is not None and (tile == "whole" or (tile == "auto" and rows > 1)):
         raise UserError("--overlap is for tiles, and there are none: leave it out, or choose --tile")
+    if tile == "auto":
+        side = AUTO_TILE if sliding_window is None and rows == 1 else None
+    else:
+        side = "whole" if tile == "whole" else int(tile)
+    tiling = tile_fields(side, overlap, sliding_window)
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
+    if prior is not None and batch_size > 1:
+        raise UserError("--batch-size does not go with --prior, which is sampled for one image after the other")
+    if prior is not None and compare_tiling:
+        raise UserError("--compare-tiling does not go with --prior, which would be sampled twice: leave it out")
+    rights = right_views(sources, right)
     targets = _targets(sources, output)
     folder = None if output is None or targets == [output] else output
     pictures = _pictures(targets, folder) if compare else [None] * len(targets)
-    _check_outputs(sources, targets, pictures, folder, overwrite)
+    inputs = [*sources, *(view for view in rights if isinstance(view, Path))]
+    _check_outputs(inputs, targets, pictures, folder, overwrite)
     whole = _load_restorer(weights, task, local_window, dtype=dtype, self_ensemble=self_ensemble, rows=rows)
-    tiled = whole
-    if tile == "auto" and rows == 1:
-        tiled = replace(whole, tile=AUTO_TILE, overlap=overlap)
-    elif tile not in ("auto", "whole"):
-        tiled = replace(whole, tile=int(tile), overlap=overlap)
+    check_inputs(weights, whole.model, prior, right)
+    sample_prior, prior_settings = (None, None) if prior is None else load_sampler(prior, windows_at_once)
+    tiled = replace(whole, **tiling)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(_try_header, sources))
     problems: dict[Path, UserError] = {}
     files, restorers = [], []
-    for source, target, picture, header in zip(sources, targets, pictures, headers, strict=True):
+    for source, view, target, picture, header in zip(sources, rights, targets, pictures, headers, strict=True):
         if isinstance(header, UserError):
             problems[source] = header
             continue
+        if isinstance(view, UserError):
+            problems[source] = view
+            continue
         size = (header.height, header.width)
-        small = tile == "auto" and header.height * header.width <= LARGEST_WHOLE
-        files.append((source, target, picture, header))
+        small = tile == "auto" and sliding_window is None and header.height * header.width <= LARGEST_WHOLE
+        files.append((source, view, target, picture, header))
         restorers.append(tiled if tiled.tiles(size) and not small else whole)
-    jobs = _plan(files, restorers, sha256(find_weights(weights)), exact_sizes)
+    jobs = _plan(files, restorers, sha256(find_weights(weights)), sample_prior, prior_settings, exact_sizes)
 
     folder = folder if jobs else None
     with lock(folder, wait=False) if folder else nullcontext():
@@ -212,8 +252,6 @@ def _load_restorer(weights: Path, task: str | None, local_window: int | None, **
     if task is not None and task not in TASK_LOCAL_WINDOWS:
         raise UserError(f"unknown task {nearest(task, TASK_LOCAL_WINDOWS)}")
     restorer = Restorer.from_weights(weights, local_window=local_window, **options)
-    if restorer.model.input_channels not in (1, 3):
-        raise UserError(f"'{weights}' is for the two views of a dual-pixel camera; gamax restore has but one image")
     if task is None or local_window is not None:
         return restorer
     window = TASK_LOCAL_WINDOWS[task]
@@ -243,12 +281,14 @@ def _try_header(source: Path) -> ImageHeader | UserError:
 
 
 def _plan(
-    files: Sequence[tuple[Path, Path, Path | None, ImageHeader]],
+    files: Sequence[tuple[Path, Path | None, Path, Path | None, ImageHeader]],
     restorers: Sequence[Restorer],
     weights_sha256: str,
+    sample_prior: SamplePrior | None,
+    prior_settings: dict[str, Any] | None,
     exact_sizes: bool,
 ) -> list[_Job]:
-    """The jobs for source, target, picture and header of each file, with few shapes for those restored whole."""
+    """The jobs for each file's source, right view, target, picture and header, with few shapes for those kept whole."""
     shapes = [(header.height, header.width) for *_, header in files]
     pooled = [index for index, shape in enumerate(shapes) if not restorers[index].tiles(shape)]
     if pooled and not exact_sizes:
@@ -257,11 +297,13 @@ def _plan(
         for index, bucket in zip(pooled, buckets, strict=True):
             shapes[index] = bucket
     jobs = []
-    for (source, target, picture, header), restorer, shape in zip(files, restorers, shapes, strict=True):
+    for (source, right, target, picture, header), restorer, shape in zip(files, restorers, shapes, strict=True):
         # Not the bucket itself: the network's own padding changes nothing, and more images may join a folder.
         settings = {**restorer.settings(), "padded_to": list(restorer.padded_size(shape))}
-        made_from = describe_source(source, weights_sha256, settings)
-        jobs.append(_Job(source, target, picture, header, restorer, shape, made_from))
+        if prior_settings is not None:
+            settings["prior"] = prior_settings
+        made_from = describe_source(source, weights_sha256, settings, right)
+        jobs.append(_Job(source, right, target, picture, header, restorer, sample_prior, shape, made_from))
     return jobs
 
 
@@ -314,20 +356,64 @@ def _restore_all(jobs: Sequence[_Job], folder: Path | None, batch_size: int) -> 
             fractions[job.target] = fraction
             # All is done when the last file is written, not when its last tile is restored.
             part = 1.0 if count == len(writable) else min(done, 0.999)
-            update(part * steps, f"{count} of {len(writable)} images, {job.source.name}")
+            sampling = job.sample_prior is not None and fraction < SAMPLING_SHARE
+            name = f"the prior of {job.source.name}" if sampling else job.source.name
+            update(part * steps, f"{count} of {len(writable)} images, {name}")
 
-        for restorer in {id(job.restorer): job.restorer for job in writable}.values():
-            group = [job for job in writable if job.restorer is restorer]
-            for job, problem in _restore_group(group, batch_size, log, advance):
-                count += 1
-                advance(job, 1.0)
-                if problem is not None:
-                    problems[job.source] = problem
+        if writable[0].sample_prior is not None:
+            results = _restore_with_priors(writable, log, advance)
+        else:
+            results = _restore_in_streams(writable, batch_size, log, advance)
+        for job, problem in results:
+            count += 1
+            advance(job, 1.0)
+            if problem is not None:
+                problems[job.source] = problem
     _report_programs(writable, compiled_programs() - before)
     return problems
 
 
-def _restore_group(
+def _restore_with_priors(
+    jobs: Sequence[_Job], log: FileIO | None, advance: Callable[[_Job, float], None]
+) -> Iterator[tuple[_Job, UserError | None]]:
+    """Restores and writes one job after the other; yields each with what went wrong."""
+    # One after the other: beside sampling, reading and writing take no time that could be saved.
+    for job in sorted(jobs, key=_sampling_order):
+        try:
+            _restore_with_prior(job, log, partial(advance, job))
+        except UserError as error:
+            yield job, error
+        else:
+            yield job, None
+
+
+def _sampling_order(job: _Job) -> tuple[int, int]:
+    """Sorts the largest padded size first, where memory would be short, and equal ones together."""
+    window = job.made_from["settings"]["prior"]["window"]
+    height, width = (side + -side % window for side in job.size)
+    return -height * width, height
+
+
+def _restore_with_prior(job: _Job, log: FileIO | None, progress: Progress) -> None:
+    """Samples the prior of an image, restores the image and writes it."""
+    given, image = _load(job, lambda fraction: progress(SAMPLING_SHARE * fraction))
+    if job.restorer.tiles(job.size):
+        restored = job.restorer(given, lambda fraction: progress(SAMPLING_SHARE + (1 - SAMPLING_SHARE) * fraction))
+    else:
+        (restored,) = job.restorer.start([given], job.shape)()
+    _write(job, image, restored, log)
+
+
+def _restore_in_streams(
+    jobs: Sequence[_Job], batch_size: int, log: FileIO | None, advance: Callable[[_Job, float], None]
+) -> Iterator[tuple[_Job, UserError | None]]:
+    """Restores and writes the jobs of one restorer after those of another; yields each with what went wrong."""
+    for restorer in {id(job.restorer): job.restorer for job in jobs}.values():
+        group = [job for job in jobs if job.restorer is restorer]
+        yield from _restore_stream(group, batch_size, log, advance)
+
+
+def _restore_stream(
     jobs: Sequence[_Job], batch_size: int, log: FileIO | None, advance: Callable[[_Job, float], None]
 ) -> Iterator[tuple[_Job, UserError | None]]:
     """Restores and writes the jobs of one restorer, in any order; yields each with what went wrong."""
@@ -347,8 +433,8 @@ def _restore_group(
         yield jobs[index], problem
 
 
-def _load(job: _Job) -> tuple[np.ndarray, np.ndarray]:
-    """What the network is given, and the image as it is."""
+def _load(job: _Job, progress: Progress = lambda fraction: None) -> tuple[np.ndarray, np.ndarray]:
+    """What the network is given, and the image as it is; `progress` is that of sampling a prior."""
     image = read_image(job.source)
     check_format(job.target, image)
     if image.shape[:2] != job.size:
@@ -359,11 +445,13 @@ def _load(job: _Job) -> tuple[np.ndarray, np.ndarray]:
         )
     if job.header.alpha != (image.shape[2] == 4):
         raise UserError(f"'{job.source}' holds transparency of a kind that is not read; save it with an alpha channel")
-    return image[:, :, :1] if job.header.gray else image[:, :, :3], image
+    model, gray = job.restorer.model, job.header.gray
+    return network_input(image, model, gray, job.right, job.sample_prior, progress), image
 
 
 def _write(job: _Job, image: np.ndarray, restored: np.ndarray, log: FileIO | None) -> None:
     """Encodes the restored image with the alpha of the other and writes it, and the picture of both."""
+    restored = in_kind_of(image, restored, job.header.gray)
     if image.shape[2] == 4:
         restored = np.concatenate([np.broadcast_to(restored, (*job.size, 3)), image[:, :, 3:]], axis=2)
     try:
@@ -423,6 +511,8 @@ def _report_tiling(jobs: Sequence[_Job], compare: bool) -> None:
     note = (
         f"{len(tiled)} image(s) restored in tiles of {restorer.tile} pixels, overlap {restorer.settings()['overlap']}"
     )
+    if restorer.blending == "mean":
+        note += ", averaged with equal weights"
     if restorer.model.global_statistics:
         note += "; this network looks over all it is given, here each tile (--tile whole gives its exact result)"
     say(note)

@@ -17,16 +17,19 @@ from gamax.interop.weights import sha256
 LOG_NAME = "restored.jsonl"
 
 
-def describe_source(source: Path, weights_sha256: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a restored image is made from, ready for JSON."""
-    status = source.stat()
-    return {
-        "source": str(source.resolve()),
-        "source_bytes": status.st_size,
-        "source_modified_ns": status.st_mtime_ns,
-        "weights_sha256": weights_sha256,
-        "settings": settings,
-    }
+def describe_source(
+    source: Path, weights_sha256: str, settings: dict[str, Any], right: Path | None = None
+) -> dict[str, Any]:
+    """What a restored image is made from, ready for JSON; `right` is the right view of a dual-pixel camera."""
+    views = _describe_file("source", source)
+    if right is not None:
+        views |= _describe_file("right", right)
+    return {**views, "weights_sha256": weights_sha256, "settings": settings}
+
+
+def _describe_file(role: str, path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {role: str(path.resolve()), f"{role}_bytes": status.st_size, f"{role}_modified_ns": status.st_mtime_ns}
 
 
 def log_line(made_from: dict[str, Any], target: Path, digest: str) -> str:

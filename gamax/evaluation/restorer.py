@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from gamax.data.images import to_float, to_integers
-from gamax.errors import UserError
+from gamax.errors import UserError, nearest
 
 Image = Shaped[np.ndarray, "h w c"]
 Restored = Shaped[np.ndarray, "h w d"]
@@ -28,6 +28,35 @@ LARGEST_FLOAT = 10.0
 
 OVERLAP = 96
 """Default overlap of tiles in pixels; `docs/tiling.md` says what it leaves."""
+
+BLENDINGS = ("feathered", "mean")
+"""What can be done where tiles overlap; `Restorer` describes them."""
+
+SLIDING_WINDOWS: dict[str, dict[str, Any]] = {"swintormer": {"tile": 256, "overlap": 36, "blending": "mean"}}
+"""Tiles as the authors of a network restore with them, as fields of `Restorer`, by name.
+
+That of Swintormer (arXiv 2401.05907): windows of 256 pixels every 220, the last ones moved back to end at the border.
+"""
+
+
+def tile_fields(tile: int | Literal["whole"] | None, overlap: int | None, sliding_window: str | None) -> dict[str, Any]:
+    """The fields of `Restorer` that say how images are cut, from what a user has chosen.
+
+    Args:
+        tile: side of the tiles in pixels, `whole` for none, None if nothing is chosen, which is none, too.
+        overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
+        sliding_window: one of `SLIDING_WINDOWS`, instead of both.
+
+    Raises:
+        UserError: if there is no such sliding window, or a tile or an overlap is chosen beside it.
+    """
+    if sliding_window is None:
+        return {"tile": None if tile == "whole" else tile, "overlap": overlap}
+    if sliding_window not in SLIDING_WINDOWS:
+        raise UserError(f"unknown sliding window {nearest(sliding_window, SLIDING_WINDOWS)}")
+    if tile is not None or overlap is not None:
+        raise UserError("--sliding-window says how images are cut: leave out --tile and --overlap")
+    return SLIDING_WINDOWS[sliding_window]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("self_ensemble", "mesh"))
@@ -95,6 +124,9 @@ class Restorer:
     overlap: int | None = None
     """Pixels that neighbouring tiles share: the outer quarters are discarded, the inner half blended. None means 96, or
     a quarter of a smaller tile; for a network with a larger `size_multiple` that, or none in a tile of one."""
+    blending: str = "feathered"
+    """What is done where tiles overlap: `feathered` as `overlap` says, or the `mean` of all tiles with equal weights,
+    for which they may overlap by any number of pixels and the last ones end at the border of the image."""
     self_ensemble: bool = False
     """Mean over the results for the eight flips and turns of an image, or tile: eight times as long."""
     rows: int = 1
@@ -106,22 +138,28 @@ class Restorer:
                 raise UserError("tile and rows exclude each other: rows are for whole images on several devices")
             if not 1 <= self.rows <= len(jax.local_devices()):
                 raise UserError(f"rows must be from 1 to the {len(jax.local_devices())} device(s), not {self.rows}")
-        # Then every tile sees the same phase of the network's resampling.
+        if self.blending not in BLENDINGS:
+            raise UserError(f"blending must be {' or '.join(BLENDINGS)}, not '{self.blending}'")
         multiple = self.model.size_multiple
         if self.tile is None:
             return
         if self.tile < multiple or self.tile % multiple:
             raise UserError(f"tile must be a multiple of {multiple}, not {self.tile}")
-        if not 0 <= self._overlap <= self.tile // 2 or self._overlap % multiple:
-            raise UserError(
-                f"overlap must be a multiple of {multiple} from 0 to half the tile of {self.tile}, not {self.overlap}"
-            )
+        if not 0 <= self._overlap <= self.tile // 2 or self._overlap % self._overlap_multiple:
+            pixels = "a number of pixels" if self.blending == "mean" else f"a multiple of {multiple}"
+            raise UserError(f"overlap must be {pixels} from 0 to half the tile of {self.tile}, not {self.overlap}")
+
+    @property
+    def _overlap_multiple(self) -> int:
+        # Feathered tiles stand for parts of the whole image, so each must see the network's resampling in its phase.
+        # Tiles that are averaged are images of their own: wherever they start, the network restores them as such.
+        return 1 if self.blending == "mean" else self.model.size_multiple
 
     @property
     def _overlap(self) -> int:
         if self.overlap is not None or self.tile is None:
             return self.overlap or 0
-        multiple = self.model.size_multiple
+        multiple = self._overlap_multiple
         if multiple > OVERLAP:
             return multiple if self.tile >= 2 * multiple else 0
         return min(OVERLAP, self.tile // 4) // multiple * multiple
@@ -224,12 +262,15 @@ class Restorer:
         if hasattr(self.model, "padded_size"):
             sides = "as the network pads"
         padding = "reflected" if _padding_mode(self.model) == "reflect" else "with zeros"
+        # Only where it is not the usual one: files restored before there was another remain finished.
+        blending = {"blending": self.blending} if self.tile and self.blending == "mean" else {}
         return {
             "dtype": np.dtype(self.model.dtype).name,
             "matmul_precision": flags.jax_default_matmul_precision or "backend default",
             "padding": f"right and bottom {sides}, {padding}",
             "tile": self.tile,
             "overlap": self._overlap if self.tile else None,
+            **blending,
             "local_window": getattr(self.model, "local_window", None),
             "self_ensemble": self.self_ensemble,
             "rows": self.rows,
@@ -270,13 +311,19 @@ class Restorer:
             raise UserError("the network's output is not finite: its training has diverged, or its weights are damaged")
         return to_integers(restored, image.dtype)
 
+    def _tiled_side(self, side: int) -> int:
+        """How far tiles go along a side of an image: to where the network pads it, or to the border if averaged."""
+        if self.blending == "mean" and side >= (self.tile or 0):
+            return side
+        return side + -side % self.model.size_multiple
+
     def _restore_tiles(self, image: Image, progress: Callable[[float], object]) -> Restored:
         """Restores one row of tiles after the other; beside image and result, one such row of floats is held."""
         height, width = image.shape[:2]
-        tile, multiple = self.tile or 0, self.model.size_multiple
-        padded_height, padded_width = height + -height % multiple, width + -width % multiple
-        rows = _tile_weights(padded_height, min(tile, padded_height), self._overlap)
-        columns = _tile_weights(padded_width, min(tile, padded_width), self._overlap)
+        tile = self.tile or 0
+        padded_height, padded_width = self._tiled_side(height), self._tiled_side(width)
+        rows = _tile_weights(padded_height, min(tile, padded_height), self._overlap, self.blending)
+        columns = _tile_weights(padded_width, min(tile, padded_width), self._overlap, self.blending)
         grid = [(top, left) for top in rows for left in columns]
         zeros = _padding_mode(self.model) == "zeros"
 
@@ -384,7 +431,7 @@ def _reflect(positions: np.ndarray, side: int) -> np.ndarray:
     return np.where(positions < side, positions, beyond)
 
 
-def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:
+def _tile_weights(size: int, tile: int, overlap: int, blending: str = "feathered") -> dict[int, np.ndarray]:
     """Start of every tile along one axis, and the weight of its pixels; the weights of all tiles add up to one."""
     # A side shorter than the overlap has one tile.
     starts = [*range(0, size - tile, max(tile - overlap, 1)), size - tile]
@@ -392,6 +439,8 @@ def _tile_weights(size: int, tile: int, overlap: int) -> dict[int, np.ndarray]:
     distance = np.arange(tile, dtype=np.float32)
     # Never quite zero, so that the weights can be normalised.
     rising = np.clip((distance - trim + 0.5) / max(overlap - 2 * trim, 1), 1e-6, 1)
+    if blending == "mean":
+        rising = np.ones(tile, np.float32)
     weights = {}
     for start in starts:
         weight = np.ones(tile, np.float32)

@@ -94,7 +94,7 @@ def _import(
     model = create_model(model_name, **overrides)
     names = key_map(model)
     _check_writable_as(output, (".safetensors",))
-    state_dict = names.without_ignored(read_state_dict(source, wrapper))
+    state_dict = read_state_dict(source, wrapper)
     try:
         params = import_tensors(abstract_params(model), names, state_dict, model_name)
     except UserError as error:
@@ -103,7 +103,7 @@ def _import(
         raise UserError(f"'{source}': {error}{hint}") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     save_weights(output, params, model_name, overrides)
-    return Conversion(model_name, model, params, state_dict)
+    return Conversion(model_name, model, params, names.without_ignored(state_dict))
 
 
 def _check_writable_as(output: Path, suffixes: tuple[str, ...]) -> None:
@@ -121,7 +121,7 @@ def _fitting_variants(state_dict: StateDict) -> list[str]:
     for name, variant in VARIANTS.items():
         model = create_model(name)
         names = find_key_map(model)
-        if names is None:
+        if names is None or names.refusal(state_dict):
             continue
         given = {key: value.shape for key, value in names.without_ignored(state_dict).items()}
         # Counting is quick, tracing a network is not.

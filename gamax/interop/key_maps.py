@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
+from gamax.diffusion.autoencoder import Autoencoder
+from gamax.diffusion.ddim import signal_powers
+from gamax.diffusion.denoiser import Denoiser
+from gamax.diffusion.latent_diffusion import LatentDiffusion
+from gamax.diffusion.layers import MOST_GROUPS, number_of_groups
 from gamax.errors import UserError
 from gamax.models.dmphn import DMPHN
 from gamax.models.lir import LIR
@@ -22,8 +28,8 @@ from gamax.models.unet import UNet
 class KeyMap:
     """The way from a parameter of ours to its tensor in a state dict of PyTorch.
 
-    Kernels of convolutions and matrices change their layout by their rank alone, so only names and the shapes of
-    vectors need saying.
+    Kernels of convolutions and matrices change their layout by their rank alone, so only names, the shapes of vectors
+    and exceptions need saying.
     """
 
     renamings: tuple[tuple[str, str], ...]
@@ -33,6 +39,14 @@ class KeyMap:
     """For vectors of ours: regular expressions on the name in PyTorch, and the shape there."""
     ignored: str | None = None
     """A regular expression on names of tensors that hold no trained parameters."""
+    tables: str | None = None
+    """A regular expression on names of matrices whose rows are entries of a table; they are not transposed."""
+    sequences: str | None = None
+    """A regular expression on names of 1x1 kernels that belong to convolutions along a sequence, `[out, in, 1]`."""
+    average: Callable[[str], str] | None = None
+    """From the name of a tensor to that of its average over training, or to itself where there is none."""
+    objection: Callable[[Mapping[str, Any]], str | None] | None = None
+    """Why arrays that go with the parameters show another computation than ours, as a sentence; None if they do not."""
 
     def torch_name(self, path: str) -> str:
         """The name in PyTorch of a parameter of ours, for example `encoders.0.1.conv1.weight`."""
@@ -41,22 +55,51 @@ class KeyMap:
         return path
 
     def without_ignored(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors that hold trained parameters."""
-        return {name: value for name, value in tensors.items() if not (self.ignored and re.search(self.ignored, name))}
+        """The tensors that hold trained parameters; where a file holds averages of them, these in their place."""
+        averages = self.averages(tensors)
+        used = set(averages.values())
+        return {
+            name: tensors[averages.get(name, name)]
+            for name in tensors
+            if name not in used and not (self.ignored and re.search(self.ignored, name))
+        }
 
-    def torch_shape(self, name: str, length: int) -> tuple[int, ...]:
-        """The shape that a vector of `length` numbers has in PyTorch under this name."""
-        found = (shape for pattern, shape in self.shapes if re.search(pattern, name))
-        return tuple(length if side == -1 else side for side in next(found, (length,)))
+    def averages(self, tensors: Mapping[str, Any]) -> dict[str, str]:
+        """The names of the tensors that have an average among them, and the names of the averages."""
+        named = {name: self.average(name) for name in tensors} if self.average else {}
+        return {name: average for name, average in named.items() if average != name and average in tensors}
+
+    def refusal(self, tensors: Mapping[str, Any]) -> str | None:
+        """Why these tensors, though they may have the right names and shapes, are not to be taken; None if they are."""
+        lacking = [name for name in tensors if self.average and self.average(name) not in tensors]
+        # The tensor itself would not make up for it.
+        if lacking and self.averages(tensors):
+            return f"'{lacking[0]}' has no average among the tensors, though others have: the file is not complete"
+        return self.objection(tensors) if self.objection else None
+
+    def torch_axes(self, name: str, rank: int) -> tuple[int, ...]:
+        """The axes of a parameter of ours in the order that PyTorch has them."""
+        if self.tables and re.search(self.tables, name):
+            return tuple(range(rank))
+        # `[k, k, in, out]` becomes `[out, in, k, k]`, and `[in, out]` `[out, in]`.
+        return {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[rank]
+
+    def torch_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in PyTorch, under this name, of a parameter of ours of this shape."""
+        if len(shape) == 1:
+            found = (sides for pattern, sides in self.shapes if re.search(pattern, name))
+            return tuple(shape[0] if side == -1 else side for side in next(found, shape))
+        transposed = tuple(shape[axis] for axis in self.torch_axes(name, len(shape)))
+        return transposed[:-1] if self.sequences and re.search(self.sequences, name) else transposed
 
 
 def find_key_map(model: nn.Module) -> KeyMap | None:
-    """The map of a network; None if no PyTorch code for it is published."""
+    """The map of a network; None if no PyTorch code that computes the same is published."""
     return KEY_MAPS[type(model)](model) if type(model) in KEY_MAPS else None
 
 
 def key_map(model: nn.Module) -> KeyMap:
-    """The map of a network; `UserError` if no PyTorch code for it is published."""
+    """The map of a network; `UserError` if no PyTorch code that computes the same is published."""
     found = find_key_map(model)
     if found is None:
         raise UserError(
@@ -125,7 +168,9 @@ def _restormer(model: Restormer) -> KeyMap:
     )
 
 
-def _swintormer(_: Swintormer) -> KeyMap:
+def _swintormer(model: Swintormer) -> KeyMap | None:
+    if model.prior_decoder is not None:
+        return None
     return KeyMap(
         # Restormer's names for levels and norms, other ones inside the blocks.
         renamings=(
@@ -229,8 +274,120 @@ def _unet(_: UNet) -> KeyMap:
     )
 
 
+def _has_published_norms(model: Autoencoder | Denoiser) -> bool:
+    """The authors' norms have 32 groups at any width; no layer is narrower than the first one, of `width` channels."""
+    return number_of_groups(model.width) == MOST_GROUPS
+
+
+def _autoencoder(model: Autoencoder) -> KeyMap | None:
+    if not _has_published_norms(model):
+        return None
+    return KeyMap(
+        renamings=(
+            (r"\bfirst_norm/", "norm1/"),
+            (r"\bfirst/", "conv1/"),
+            (r"\bsecond_norm/", "norm2/"),
+            (r"\bsecond/", "conv2/"),
+            (r"\bshortcut/", "nin_shortcut/"),
+            (r"\bmiddle_attention/project/", "middle_attention/proj_out/"),
+            (r"\b(q)uery/|\b(k)ey/|\b(v)alue/", r"\1\2\3/"),
+            (r"\bmiddle_attention/", "mid/attn_1/"),
+            (r"\bmiddle_0/", "mid/block_1/"),
+            (r"\bmiddle_1/", "mid/block_2/"),
+            (r"\bencoder/project/", "quant_conv/"),
+            (r"\bdecoder/project/", "post_quant_conv/"),
+            (r"\bquantizer/codes$", "quantize/embedding/weight"),
+            (r"\bencoder/level_(\d+)_(\d+)/", r"encoder/down.\1/block.\2/"),
+            (r"\bencoder/downsample_(\d+)/", r"encoder/down.\1/downsample.conv/"),
+            (r"\bdecoder/level_(\d+)_(\d+)/", r"decoder/up.\1/block.\2/"),
+            (r"\bdecoder/upsample_(\d+)/", r"decoder/up.\1/upsample.conv/"),
+            (r"coder/input/", "coder/conv_in/"),
+            (r"coder/output_norm/", "coder/norm_out/"),
+            (r"coder/output/", "coder/conv_out/"),
+        ),
+        # The networks of the losses, which the authors keep in the same file.
+        ignored=r"^loss\.",
+        tables=r"\bquantize\.embedding\.",
+    )
+
+
+def _other_schedule(tensors: Mapping[str, Any]) -> str | None:
+    """A denoiser computes something else under another noise schedule, which only these arrays show."""
+    powers, published = tensors.get("alphas_cumprod"), signal_powers()
+    if powers is None or (np.shape(powers) == published.shape and np.allclose(powers, published, rtol=1e-4, atol=0)):
+        return None
+    return (
+        "their noise schedule 'alphas_cumprod' is not that of the published super-resolution model, 1000 steps from "
+        "0.0015 to 0.0155, and only models trained with that one can be taken"
+    )
+
+
+def _latent_diffusion(model: LatentDiffusion) -> KeyMap | None:
+    first_stage, unet = _autoencoder(model.first_stage), model.unet
+    if first_stage is None or not _has_published_norms(unet):
+        return None
+    levels = len(unet.multipliers)
+    # The authors number blocks, and the layers between levels with them, through all levels on each way.
+    on_level = unet.blocks + 1
+
+    def upsampling(level: int) -> str:
+        behind = 2 if 2**level in unet.attention_factors else 1
+        return f"output_blocks.{(levels - level) * on_level - 1}.{behind}.conv"
+
+    within_blocks = {
+        "first_norm": "in_layers.0",
+        "first": "in_layers.2",
+        "time": "emb_layers.1",
+        "second_norm": "out_layers.0",
+        "second": "out_layers.3",
+        "shortcut": "skip_connection",
+        "project": "proj_out",
+    }
+    layers = {
+        "time_first": "time_embed.0",
+        "time_second": "time_embed.2",
+        "input": "input_blocks.0.0",
+        **{
+            f"down_{part}{level}_{index}": f"input_blocks.{1 + level * on_level + index}.{place}"
+            for level in range(levels)
+            for index in range(unet.blocks)
+            for place, part in enumerate(("", "attention_"))
+        },
+        **{f"downsample_{level}": f"input_blocks.{(level + 1) * on_level}.0.op" for level in range(levels)},
+        "middle_0": "middle_block.0",
+        "middle_attention": "middle_block.1",
+        "middle_1": "middle_block.2",
+        **{
+            f"up_{part}{level}_{index}": f"output_blocks.{(levels - 1 - level) * on_level + index}.{place}"
+            for level in range(levels)
+            for index in range(on_level)
+            for place, part in enumerate(("", "attention_"))
+        },
+        **{f"upsample_{level}": upsampling(level) for level in range(levels)},
+        "output_norm": "out.0",
+        "output": "out.2",
+    }
+    return KeyMap(
+        renamings=(
+            *((rf"^denoiser/(\w+)/{ours}/", rf"denoiser/\1/{theirs}/") for ours, theirs in within_blocks.items()),
+            *((f"^denoiser/{ours}/", f"model.diffusion_model/{theirs}/") for ours, theirs in layers.items()),
+            *first_stage.renamings,
+            (r"^autoencoder/", "first_stage_model/"),
+        ),
+        # How averages are made, what follows from the noise schedule, and the losses of the first stage.
+        ignored=r"^model_ema\.(decay|num_updates)$|^(betas|lvlb_weights|posterior_\w+|\w*alphas_cumprod\w*)$"
+        r"|^first_stage_model\.loss\.",
+        tables=r"\bquantize\.embedding\.",
+        sequences=r"^model\.diffusion_model\..*\.(qkv|proj_out)\.weight$",
+        average=lambda name: re.sub(r"^model\.(.*)", lambda found: "model_ema." + found[1].replace(".", ""), name),
+        objection=_other_schedule,
+    )
+
+
 KEY_MAPS: dict[type[nn.Module], Callable[[Any], KeyMap | None]] = {
+    Autoencoder: _autoencoder,
     DMPHN: _dmphn,
+    LatentDiffusion: _latent_diffusion,
     LIR: _lir,
     NAFNet: _nafnet,
     Restormer: _restormer,

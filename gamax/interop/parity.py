@@ -39,7 +39,8 @@ def torch_twin(state_dict: Mapping[str, np.ndarray]) -> Any | None:
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}
     try:
         return spandrel.ModelLoader("cpu").load_from_state_dict(tensors).model.eval()
-    except spandrel.UnsupportedModelError:
+    except (spandrel.UnsupportedModelError, RuntimeError):
+        # Or it takes them for another network that has layers of the same names: tensors do not load there.
         return None
 
 

@@ -30,8 +30,9 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
     """The tensors of a PyTorch weight file, or of a folder with a file for each part of a network.
 
     A wrapping dictionary is opened (`wrapper` names its key; without it `params` is preferred, the weights as
-    trained, to `params_ema`, their average), and a `module.` in front of every name is dropped. In a folder, names
-    begin with that of the file: `encoder_lv1.pkl` gives `encoder_lv1.layer1.weight`.
+    trained, to `params_ema`, their average), a `module.` in front of every name is dropped, and so are counters, which
+    are single whole numbers. In a folder, names begin with that of the file: `encoder_lv1.pkl` gives
+    `encoder_lv1.layer1.weight`.
 
     Raises:
         UserError: if there is no such file, it is damaged, it holds anything but tensors (which is not executed), or
@@ -56,7 +57,8 @@ def read_state_dict(path: Path, wrapper: str | None = None) -> StateDict:
     if other or not content:
         reason = f"'{other[0]}' is no named tensor" if other else "there is no tensor in it"
         raise UserError(f"'{path}' holds no state dict: {reason}")
-    tensors = {name: _array(path, name, value) for name, value in content.items()}
+    arrays = {name: _array(path, name, value) for name, value in content.items()}
+    tensors = {name: _float32(path, name, array) for name, array in arrays.items() if not _is_counter(array)}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -77,10 +79,17 @@ def _unwrap(path: Path, content: Mapping[Any, Any], wrapper: str | None) -> Mapp
     return content[known[0]]
 
 
+class _Callback:
+    """Stands for a class of PyTorch Lightning, never made: its name is a key in the files of latent diffusion."""
+
+
+_CALLBACK_NAME = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
 def _read_pickled(path: Path) -> Mapping[Any, Any]:
     torch = import_torch(f"reading '{path}'")
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([(_Callback, _CALLBACK_NAME)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files make it raise nearly anything.
         # The words around it recommend to run the file.
@@ -124,16 +133,23 @@ def import_torch(purpose: str) -> Any:
 
 
 def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
-    """Float32 of any floating type; `UserError` for anything else."""
+    """An array of NumPy, float32 of any floating type of PyTorch; `UserError` for what is none."""
     try:
         if hasattr(tensor, "detach"):
             tensor = tensor.detach()
             tensor = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        array = np.asarray(tensor)
+        return np.asarray(tensor)
     except (TypeError, RuntimeError) as error:
         raise UserError(
             f"'{name}' in '{path}' is no plain tensor (it is sparse, quantised or without values)"
         ) from error
+
+
+def _is_counter(array: np.ndarray) -> bool:
+    return array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def _float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"'{name}' in '{path}' holds {array.dtype} numbers, which no network here has")
     return array.astype(np.float32)

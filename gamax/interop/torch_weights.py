@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gamax.console import say
 from gamax.errors import UserError
 from gamax.interop.key_maps import KeyMap, key_map
 from gamax.models import abstract_params, create_model
@@ -23,7 +24,8 @@ def from_torch(model_name: str, state_dict: Mapping[str, Any], /, **overrides: A
         **overrides: fields of the network, as `create_model` takes them.
 
     Raises:
-        UserError: if a tensor is missing, left over, or of another shape.
+        UserError: if a tensor is missing, left over, or of another shape, or if what goes with them (the noise schedule
+            of a diffusion model) shows that the authors' network computed something else.
 
     """
     model = create_model(model_name, **overrides)
@@ -45,13 +47,20 @@ def to_torch(model_name: str, params: Any, /, **overrides: Any) -> dict[str, np.
 
 def import_tensors(abstract: Any, names: KeyMap, tensors: Mapping[str, Any], what: str) -> Any:
     """Fills the tree of shapes `abstract` with `tensors`, each used exactly once; `what` names it in errors."""
-    tensors = names.without_ignored(tensors)
-    _refuse_differences(torch_shapes(abstract, names), {name: tuple(t.shape) for name, t in tensors.items()}, what)
+    tensors = {name: _numpy(tensor) for name, tensor in tensors.items()}
+    refusal = names.refusal(tensors)
+    if refusal:
+        raise UserError(f"the tensors do not fit {what}: {refusal}")
+    trained = names.without_ignored(tensors)
+    _refuse_differences(torch_shapes(abstract, names), {name: value.shape for name, value in trained.items()}, what)
+    if names.averages(tensors):
+        say("taking the averaged weights")
     flat = {}
     for path, leaf in _flat(abstract).items():
-        value = _numpy(tensors[names.torch_name(path)])
-        value = value.reshape(leaf.shape) if len(leaf.shape) == 1 else value.transpose(_OUR_AXES[len(leaf.shape)])
-        flat[path] = jnp.asarray(value, leaf.dtype)
+        name = names.torch_name(path)
+        axes = names.torch_axes(name, len(leaf.shape))
+        value = trained[name].reshape([leaf.shape[axis] for axis in axes])
+        flat[path] = jnp.asarray(value.transpose(np.argsort(axes)), leaf.dtype)
     return unflatten_dict(flat, sep="/")
 
 
@@ -61,7 +70,7 @@ def export_tensors(params: Any, names: KeyMap) -> dict[str, np.ndarray]:
     tensors = {}
     for path, leaf in _flat(params).items():
         name, value = names.torch_name(path), np.asarray(leaf, np.float32)
-        value = value if value.ndim == 1 else value.transpose(_TORCH_AXES[value.ndim])
+        value = value.transpose(names.torch_axes(name, value.ndim))
         tensors[name] = np.array(value, order="C").reshape(shapes[name])
     return tensors
 
@@ -73,17 +82,8 @@ def torch_shapes(params: Any, names: KeyMap) -> dict[str, tuple[int, ...]]:
         name, shape = names.torch_name(path), np.shape(leaf)
         if name in shapes:
             raise ValueError(f"the key map gives two parameters the name '{name}'")
-        shapes[name] = names.torch_shape(name, shape[0]) if len(shape) == 1 else _transposed(shape)
+        shapes[name] = names.torch_shape(name, shape)
     return shapes
-
-
-_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-"""`[k, k, in, out]` becomes `[out, in, k, k]`, and `[in, out]` `[out, in]`."""
-_OUR_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
-
-
-def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _TORCH_AXES[len(shape)])
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -34,14 +34,16 @@ def create_model(name: str, /, **overrides: Any) -> nn.Module:
     Args:
         name: one of `list_models()`.
         **overrides: fields of the module to change, for example `mixer="sca"` or `dtype=jnp.bfloat16`. Where it wraps
-            another one, its field `network`, what it has no field for changes that one, and the dtypes change both.
+            another one, its field `network`, what it has no field for changes that one. The dtypes change all modules
+            that are fields of it.
 
     Raises:
         UserError: for an unknown name or field, or a value that the field cannot have.
 
     """
     chosen = variant(name)
-    wrapped = chosen.options.get("network")
+    modules = {key: value for key, value in chosen.options.items() if isinstance(value, nn.Module)}
+    wrapped = modules.get("network")
     types = _field_types(chosen.network)
     inner_types = {} if wrapped is None else _field_types(type(wrapped))
     valid = {**inner_types, **types}
@@ -49,19 +51,25 @@ def create_model(name: str, /, **overrides: Any) -> nn.Module:
         if key not in valid:
             raise UserError(f"{name} has no option {nearest(key, valid)}")
     checked = {key: _check_option(name, key, valid[key], value) for key, value in overrides.items()}
+    dtypes = {key: value for key, value in checked.items() if key in ("dtype", "param_dtype")}
     options = {**chosen.options, **{key: value for key, value in checked.items() if key in types}}
+    options |= {key: module.clone(**dtypes) for key, module in modules.items()}
     if wrapped is not None:
-        inner = inner_types.keys() - (types.keys() - {"dtype", "param_dtype"})
-        options["network"] = wrapped.clone(**{key: value for key, value in checked.items() if key in inner})
+        inner = inner_types.keys() - types.keys()
+        options["network"] = options["network"].clone(**{key: checked[key] for key in inner & checked.keys()})
     return chosen.network(**options)
 
 
 def _field_types(network: type[nn.Module]) -> dict[str, Any]:
     """The types of the fields that an override can change."""
     hints = get_type_hints(network)
-    return {
-        field.name: hints[field.name] for field in fields(network) if field.name not in ("parent", "name", "network")
-    }
+    names = [field.name for field in fields(network) if field.name not in ("parent", "name")]
+    return {name: hints[name] for name in names if not _is_module(hints[name])}
+
+
+def _is_module(hint: Any) -> bool:
+    """Whether a type, or one of a union of them, is that of a module."""
+    return any(isinstance(option, type) and issubclass(option, nn.Module) for option in get_args(hint) or (hint,))
 
 
 def _check_option(model: str, key: str, hint: Any, value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from gamax.blocks.repetition import repeat
 from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
 from gamax.blocks.window_attention import WindowAttentionBlock, small_normal
 from gamax.errors import UserError
+
+_DECODED_SQUARE = 32
+"""Side of the squares of latents that the decoder of the prior sees: it divides every padded side."""
 
 
 class Swintormer(nn.Module):
@@ -37,7 +40,14 @@ class Swintormer(nn.Module):
 
     - `dual_pixel`: the second view of a dual-pixel sensor. The release takes (right, left), so the residual is that of
       the right view; Restormer takes (left, right).
-    - `prior`: three channels in [0, 1] that a diffusion model has made of the image, at the end.
+    - `prior`: three channels in [0, 1] that a diffusion model has made of the image, at the end: its latents, which
+      were clamped to plus and minus `prior_limit` (`gamax data prior --limit`). Only the decoder needs to know that.
+    - `prior_decoder`: the decoder of the diffusion model's autoencoder, with four times the sides of its latents
+      (`gamax.diffusion.autoencoder.Decoder`); its picture joins what `embed` is given, as 192 channels. A
+      reconstruction of what the paper says of a decoder that is trained with the network. It costs as much as 16
+      pixels decoded for every pixel of the image. Squares of 32 latents are decoded each by itself: attention inside
+      the decoder takes memory with the square of their number. Start it with a trained one
+      (`training.initial_weights`), and train or freeze it.
 
     With `dual_pixel` alone the network is that of the release. Raises `UserError` for numbers that make no network.
     """
@@ -50,6 +60,8 @@ class Swintormer(nn.Module):
     window_size: int = 16
     dual_pixel: bool = False
     prior: bool = False
+    prior_decoder: nn.Module | None = None
+    prior_limit: float = 1.0
     scan: bool = False
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -74,6 +86,8 @@ class Swintormer(nn.Module):
             raise UserError(f"Swintormer's expansion must leave a hidden channel, which {self.expansion} does not")
         if self.window_size < 2 or self.window_size % 2:
             raise UserError(f"Swintormer's window_size must be even and at least 2, not {self.window_size}")
+        if self.prior_decoder is not None and not self.prior:
+            raise UserError("Swintormer's prior_decoder decodes its prior: set prior=True")
         super().__post_init__()
 
     @property
@@ -114,7 +128,10 @@ class Swintormer(nn.Module):
             return repeat(self, blocks, count, x, name, scan=self.scan, remat=self.remat)
 
         images = images.astype(jnp.float32)
-        x = pixel_unshuffle(2 * pad_to_multiple(images, self.size_multiple) - 1, 2)
+        padded = 2 * pad_to_multiple(images, self.size_multiple) - 1
+        x = pixel_unshuffle(padded, 2)
+        if self.prior_decoder is not None:
+            x = jnp.concatenate([x, self._decoded(self.prior_limit * padded[..., -3:])], axis=-1)
         embedded = x = conv(self.width, 3, name="embed")(x)
         skips = []
         for level in range(3):
@@ -139,3 +156,17 @@ class Swintormer(nn.Module):
         residual = pixel_shuffle(x, 2)[:, :height, :width]
         # The network sees and adds to images in [-1, 1].
         return images[..., :3] + residual.astype(jnp.float32) / 2
+
+    def _decoded(self, latents: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 192"]:
+        """The picture of four times the sides that the latents stand for, at half the resolution of the image."""
+        batch, height, width, _ = latents.shape
+        size, rows, columns = _DECODED_SQUARE, height // _DECODED_SQUARE, width // _DECODED_SQUARE
+        squares = latents.reshape(batch, rows, size, columns, size, 3).swapaxes(2, 3).reshape(-1, size, size, 3)
+        decode = nn.remat(_apply) if self.remat else _apply
+        x = pixel_unshuffle(decode(self.prior_decoder, squares), 8)
+        x = x.reshape(batch, rows, columns, size // 2, size // 2, 192).swapaxes(2, 3)
+        return x.reshape(batch, height // 2, width // 2, 192)
+
+
+def _apply(module: Any, x: Array) -> Array:
+    return module(x)

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from gamax.diffusion.autoencoder import Autoencoder, Decoder
+from gamax.diffusion.denoiser import Denoiser
+from gamax.diffusion.latent_diffusion import LatentDiffusion
 from gamax.models.adaptive_sampling import AdaptiveSampling
 from gamax.models.dmphn import DMPHN
 from gamax.models.gama_ir import GAMAIR
@@ -111,7 +114,7 @@ _SWINTORMER_RECIPE = (
 )
 
 
-def _swintormer(parameters: int, published: str = "none", **options: bool) -> Variant:
+def _swintormer(parameters: int, published: str = "none", **options: Any) -> Variant:
     prior = options.get("prior", False)
     # What the authors released takes two views and nothing else.
     return Variant(
@@ -124,6 +127,19 @@ def _swintormer(parameters: int, published: str = "none", **options: bool) -> Va
         published=published,
         recipe=_SWINTORMER_RECIPE,
     )
+
+
+_DIFFUSION = "2112.10752"
+_SMALL_AUTOENCODER = {
+    "width": 32,
+    "multipliers": (1, 2, 2),
+    "blocks": 1,
+    "codes": 4096,
+    # For a loss in dB; the weights of the authors are for one in absolute differences.
+    "commitment_weight": 5.0,
+    "codebook_weight": 1.0,
+}
+_SMALL_DECODER = Decoder(width=32, multipliers=(1, 2, 2), blocks=1)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -257,4 +273,44 @@ VARIANTS: dict[str, Variant] = {
     "swintormer_dual_pixel": _swintormer(25_177_224, "DPDD dual 27.07 (abstract)", dual_pixel=True),
     "swintormer_prior": _swintormer(25_177_224, prior=True),
     "swintormer_dual_pixel_prior": _swintormer(25_182_408, dual_pixel=True, prior=True),
+    "swintormer_prior_decoder": _swintormer(25_846_807, prior=True, prior_decoder=_SMALL_DECODER),
+    "vq_f4": Variant(
+        network=Autoencoder,
+        options={},
+        paper=_DIFFUSION,
+        fidelity="exact",
+        source="the authors' first stage of the super-resolution model",
+        parameters=55_322_782,
+        recipe="L1, LPIPS and a discriminator on OpenImages; here the first alone",
+    ),
+    "vq_small": Variant(
+        network=Autoencoder,
+        options=_SMALL_AUTOENCODER,
+        paper=_DIFFUSION,
+        fidelity="reconstruction",
+        source="gamax's own, for a laptop",
+        parameters=963_326,
+        recipe="configs/vq_small.py",
+    ),
+    "ldm_bsr": Variant(
+        network=LatentDiffusion,
+        options={},
+        paper=_DIFFUSION,
+        fidelity="exact",
+        source="the authors' super-resolution model, which Swintormer takes its prior from",
+        parameters=168_945_345,
+        recipe="AdamW, base rate 1e-6, batch 64, crops of 256, mean squared error of the noise, OpenImages and BSRGAN",
+    ),
+    "ldm_small": Variant(
+        network=LatentDiffusion,
+        options={
+            "first_stage": Autoencoder(**_SMALL_AUTOENCODER),
+            "unet": Denoiser(width=32, multipliers=(1, 2, 4), blocks=1, attention_factors=(4,)),
+        },
+        paper=_DIFFUSION,
+        fidelity="reconstruction",
+        source="gamax's own, for a laptop",
+        parameters=3_700_289,
+        recipe="configs/ldm_small.py",
+    ),
 }

@@ -17,12 +17,14 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from gamax.config import Experiment, from_dict, to_dict
+from gamax.data.examples import order_views
 from gamax.data.preprocessing import preprocess
 from gamax.environment import versions
 from gamax.errors import UserError
 from gamax.files import write_json
 from gamax.interop.weights import WEIGHTS_NAME, load_weights, save_weights
 from gamax.training.losses import weighted_sum
+from gamax.training.state import frozen_parts, split_params
 from gamax.training.step import make_network_loss, network_keys
 
 NONFINITE_FOLDER = "nonfinite"
@@ -96,16 +98,19 @@ def diagnose(model: nn.Module, experiment: Experiment, case: Case) -> Diagnosis:
     words = jnp.asarray(np.asarray(jax.random.key_data(case.key)))
     key = jax.random.fold_in(jax.random.wrap_key_data(words, impl=jax.random.key_impl(case.key)), case.step)
     inputs, targets = jax.jit(lambda batch: preprocess(batch, key, experiment.data))(batch)
+    inputs = order_views(inputs, model)
     pairs = [(inputs[index : index + 1], targets[index : index + 1]) for index in range(len(inputs))]
 
     forward, names = _watched_loss(model, losses)
+    keys, progress = network_keys(key, len(pairs)), case.step / experiment.training.steps
+    pairs = [(*pair, keys[index : index + 1], progress) for index, pair in enumerate(pairs)]
     values, tables = zip(*(jax.device_get(forward(params, *pair)) for pair in pairs), strict=True)
     images = [index for index, value in enumerate(values) if not np.isfinite(value)]
     gradients: dict[str, float] = {}
     if not images:
         gradient = _gradient_sizes(model, losses)
-        keys, progress = network_keys(key, len(pairs)), case.step / experiment.training.steps
-        found = [_flat(gradient(params, *pair, keys[index : index + 1], progress)) for index, pair in enumerate(pairs)]
+        parts = split_params(params, frozen_parts(model, experiment.training))
+        found = [_flat(gradient(*parts, *pair)) for pair in pairs]
         images = [index for index, each in enumerate(found) if not np.isfinite(list(each.values())).all()]
         if images:
             gradients = {name: size for name, size in found[images[0]].items() if not np.isfinite(size)}
@@ -138,17 +143,18 @@ def diagnose(model: nn.Module, experiment: Experiment, case: Case) -> Diagnosis:
 
 
 def _watched_loss(model: nn.Module, losses: Callable[..., Array]) -> tuple[Callable[..., Any], list[str]]:
-    """A function from parameters, input and target to the loss and `[2, N]` sizes, and the names of the N.
+    """A function from the arguments of the training loss to the loss and `[2, N]` sizes, and the names of the N.
 
     They are the input, every call of a module in the order in which they end, and the loss; with the size of what each
-    was given and of what it made.
+    was given and of what it made. Watched is the restoring of the input, or the whole loss of a network that restores
+    in another way than it is trained (`restores_in_training` is false).
     """
     # Only modules in rows of blocks that are neither loops nor computed again can be watched.
     watched = _without_loops(model)
     names: list[str] = []
 
     @jax.jit
-    def forward(params: Any, image: Array, target: Array) -> tuple[Array, Array]:
+    def forward(params: Any, image: Array, target: Array, keys: Array, progress: Array) -> tuple[Array, Array]:
         names[:] = ["the input"]
         given, made = [jnp.float32(0)], [_size(image)]
 
@@ -161,10 +167,14 @@ def _watched_loss(model: nn.Module, losses: Callable[..., Array]) -> tuple[Calla
             return result
 
         with nn.intercept_methods(watch):
-            restored: Any = watched.apply({"params": params}, image)
-        loss = losses(restored, target)
+            if getattr(model, "restores_in_training", True):
+                restored: Any = watched.apply({"params": params}, image)
+                given_to_loss, loss = _size(restored), losses(restored, target)
+            else:
+                loss, _ = make_network_loss(watched, losses)(params, image, target, keys, progress)
+                given_to_loss = made[-1]
         names.append("the loss")
-        return loss, jnp.stack([jnp.stack([*given, _size(restored)]), jnp.stack([*made, loss])])
+        return loss, jnp.stack([jnp.stack([*given, given_to_loss]), jnp.stack([*made, loss])])
 
     return forward, names
 
@@ -178,8 +188,9 @@ def _without_loops(model: nn.Module) -> nn.Module:
 
 
 def _gradient_sizes(model: nn.Module, losses: Callable[..., Array]) -> Callable[..., Any]:
-    """A function from the arguments of the training loss to the size of the gradient of every parameter."""
-    gradient = jax.grad(make_network_loss(model, losses), has_aux=True)
+    """A function from trained and frozen parts and the other arguments of the loss to the sizes of the gradient."""
+    network_loss = make_network_loss(model, losses)
+    gradient = jax.grad(lambda trained, frozen, *rest: network_loss({**trained, **frozen}, *rest), has_aux=True)
     return jax.jit(lambda *arguments: jax.tree.map(_size, gradient(*arguments)[0]))
 
 

@@ -28,6 +28,7 @@ from gamax.evaluation.evaluate import Evaluation
 from gamax.evaluation.pictures import save_comparison
 from gamax.training import diagnosis
 from gamax.training.checkpoints import Checkpoints
+from gamax.training.initialization import begin_with, read_initial_weights, source_hashes
 from gamax.training.program import StepProgram
 from gamax.training.sharding import state_sharding
 from gamax.training.state import TrainState, abstract_state, initial_state
@@ -53,6 +54,8 @@ class Trained:
     """Of the last step."""
     best: tuple[int, float] | None
     """Step and PSNR of the best evaluation during training."""
+    initial_weights: dict[str, str]
+    """SHA-256 of the files that training began with, by part of the network."""
 
 
 def train(
@@ -174,6 +177,7 @@ def train(
         skipped=progress["skipped"],
         loss=progress["loss"],
         best=progress["best"] and tuple(progress["best"]),
+        initial_weights=progress.get("initial_weights", {}),
     )
 
 
@@ -188,8 +192,8 @@ def _write(what: str, write: Callable[[], object]) -> bool:
 
 
 def result_params(state: TrainState) -> Any:
-    """The parameters that a run is judged by."""
-    return state.params if state.ema_params is None else state.ema_params
+    """The parameters that a run is judged by: the moving average where there is one, which frozen parts have not."""
+    return {**state.params, **(state.ema_params or {})}
 
 
 def _start(
@@ -205,8 +209,12 @@ def _start(
     shardings = state_sharding(next(iter(meshes.values())), abstract)
     restored = checkpoints.restore(abstract, shardings)
     if restored is None:
-        state = hosts.place(initial_state(model, experiment), shardings)
-        return state, {"data": dataset.fingerprint, "seconds": 0.0, "input_wait": 0.0, "best": None}
+        sources = experiment.training.initial_weights
+        for part, source in sources.items():
+            say(f"{part} of the parameters: begun with '{source}'")
+        state = begin_with(initial_state(model, experiment), read_initial_weights(sources, abstract.params))
+        progress = {"data": dataset.fingerprint, "seconds": 0.0, "input_wait": 0.0, "best": None}
+        return hosts.place(state, shardings), {**progress, "initial_weights": source_hashes(sources)}
     state, progress = restored
     step = int(state.step)
     say(f"resuming from the checkpoint of step {step}, {progress['samples']:,} samples seen")

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gamax.benchmark.cost import model_multiply_adds
 from gamax.config import Experiment, Stage
+from gamax.data.datasets import check_channels
 from gamax.errors import UserError
 from gamax.models import create_model
 from gamax.training.program import TooLargeError, compile_step, device_memory, state_and_gradient_bytes
@@ -76,16 +77,17 @@ def planned_mesh(
 
     """
     model = _model(experiment)
-    sizes = {"state_bytes": state_and_gradient_bytes(abstract_state(model, experiment)), "device_bytes": device_bytes}
+    state_bytes = state_and_gradient_bytes(model, experiment, abstract_state(model, experiment))
+    sizes = {"state_bytes": state_bytes, "device_bytes": device_bytes}
     shape = mesh_shape(requested, len(devices), stage, **sizes, divisible=rows_divisible(model))
     return make_mesh(shape, devices)
 
 
 def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: int) -> dict[str, Any]:
-    """Compiles the training step of one stage on RGB crops, and says what each device needs for it.
+    """Compiles the training step of one stage, and says what each device needs for it.
 
     Args:
-        experiment: the checked configuration; the dataset need not be there.
+        experiment: the checked configuration; the dataset need not be there, and is taken to fit the network.
         stage: sizes of the crops and of the batch.
         mesh: from `planned_mesh`.
         device_bytes: memory of each device.
@@ -117,8 +119,9 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
         "patch_size": size,
         "flops_of_products": 3 * 2 * multiply_adds / workers,
     }
-    names = ["target"] if experiment.data.degradations else ["target", "input"]
-    crops = dict.fromkeys(names, (3, jnp.uint8))
+    crops = {name: (channels, jnp.uint8) for name, channels in _crop_channels(experiment, model).items()}
+    if experiment.data.prior:
+        crops["input"] = (model.input_channels, jnp.uint16)
     started = time.monotonic()
     try:
         program = compile_step(model, experiment, stage, mesh, state, crops, device_bytes=device_bytes)
@@ -148,6 +151,12 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
 def _model(experiment: Experiment) -> nn.Module:
     chosen = experiment.model
     model = create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
-    if model.input_channels != 3:
-        raise UserError(f"training is on RGB images so far: {chosen.name} takes {model.input_channels} channels")
+    check_channels(model, experiment.data, _crop_channels(experiment, model))
     return model
+
+
+def _crop_channels(experiment: Experiment, model: nn.Module) -> dict[str, int]:
+    """The channels of the crops that the network is trained on; of pairs those that it takes."""
+    if experiment.data.degradations:
+        return {"target": 3}
+    return {"target": min(3, model.input_channels), "input": model.input_channels}

@@ -29,7 +29,7 @@ from gamax.training.sharding import (
     rows_divisible,
     state_sharding,
 )
-from gamax.training.state import TrainState
+from gamax.training.state import TrainState, frozen_parts, split_params
 from gamax.training.step import make_train_step
 
 HEADROOM = 0.9
@@ -77,9 +77,10 @@ class StepProgram:
         return set(self.collectives) - self.planned
 
 
-def state_and_gradient_bytes(abstract_state: TrainState) -> int:
-    """Bytes of a training state and of one gradient, which is as large as the parameters."""
-    return _bytes(abstract_state) + _bytes(abstract_state.params)
+def state_and_gradient_bytes(model: nn.Module, experiment: Experiment, abstract_state: TrainState) -> int:
+    """Bytes of a training state and of one gradient, which is as large as the trained parameters."""
+    trained, _ = split_params(abstract_state.params, frozen_parts(model, experiment.training))
+    return _bytes(abstract_state) + _bytes(trained)
 
 
 def stage_meshes(
@@ -89,7 +90,7 @@ def stage_meshes(
 
     `memory` is that of one device in bytes.
     """
-    state_bytes = state_and_gradient_bytes(abstract_state)
+    state_bytes = state_and_gradient_bytes(model, experiment, abstract_state)
     requested, devices = experiment.training.mesh, jax.device_count()
     meshes: dict[Stage, Mesh] = {}
     for stage in stages(experiment):

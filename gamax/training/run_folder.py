@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gamax import hosts
-from gamax.config import Experiment, to_dict
+from gamax.config import Experiment, load, to_dict
 from gamax.environment import environment, versions
 from gamax.errors import UserError
 from gamax.files import check_writable, lock, write_json
@@ -30,7 +30,8 @@ def check_run(run_dir: Path, experiment: Experiment) -> None:
     """Raises `UserError` if the run folder cannot be written to or belongs to another experiment; leaves no trace."""
     config_path = run_dir / "config.json"
     if config_path.exists():
-        _check_same(json.loads(config_path.read_text()), to_dict(experiment), run_dir)
+        # Fields that are newer than the run have their defaults.
+        _check_same(to_dict(load(config_path)), to_dict(experiment), run_dir)
     elif run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"'{run_dir}' is a file; choose another folder with --logging.run-dir")
     elif run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):

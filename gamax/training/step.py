@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from gamax.config import Experiment
+from gamax.data.examples import order_views
 from gamax.data.preprocessing import preprocess
 from gamax.training.losses import weighted_sum
 from gamax.training.optimizer import make_optimizer, make_schedule
 from gamax.training.sharding import gather, rows_divisible, split_rows
-from gamax.training.state import TrainState
+from gamax.training.state import TrainState, frozen_parts, split_params
 
 Batch = Mapping[str, Shaped[Array, "b h w c"]]
 Metrics = dict[str, Float[Array, ""]]
@@ -29,14 +30,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch)`, to be jitted with the state donated.
 
-    The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, C]`. Augmentation and degradation
-    happen inside, keyed by the step, to the whole batch, which then goes through the network in
-    `gradient_accumulation` parts. On a mesh, parameters are gathered and images split as the rules of `sharding` say.
-    An update with a loss or a gradient that is not finite is skipped and counted. The metrics include what the network
-    itself reports of its training, if it does.
+    The batch holds integer images `target` and, for paired data, `input`, `[B, P, P, C]`, the left of two views first.
+    Augmentation and degradation happen inside, keyed by the step, to the whole batch, which then goes through the
+    network in `gradient_accumulation` parts. On a mesh, parameters are gathered and images split as the rules of
+    `sharding` say. An update with a loss or a gradient that is not finite is skipped and counted. Frozen parts have no
+    gradient, and go through as they are. The metrics include what the network itself reports of its training, if it
+    does.
     """
     data, training = experiment.data, experiment.training
-    divisible = rows_divisible(model)
+    divisible, frozen = rows_divisible(model), frozen_parts(model, training)
     network_loss = make_network_loss(model, weighted_sum({**training.auxiliary_losses, training.loss: 1.0}))
     optimizer = make_optimizer(experiment.optimizer)
     schedule = make_schedule(experiment.optimizer, training.steps)
@@ -44,19 +46,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         inputs, targets = preprocess(batch, key, data)
+        inputs = order_views(inputs, model)
         progress = state.step / training.steps
+        old_trained, fixed = split_params(state.params, frozen)
 
-        def loss_of(params: Any, inputs: Array, targets: Array, keys: Array) -> tuple[Array, Metrics]:
+        def loss_of(trained: Any, inputs: Array, targets: Array, keys: Array) -> tuple[Array, Metrics]:
+            params = {**trained, **fixed}
             if mesh is not None:
-                params, (inputs, targets) = (
-                    gather(mesh, params),
-                    split_rows(mesh, (inputs, targets), divisible=divisible),
-                )
+                params = gather(mesh, params)
+                inputs, targets = split_rows(mesh, (inputs, targets), divisible=divisible)
             return network_loss(params, inputs, targets, keys, progress)
 
         (loss, figures), grads = _mean_over_parts(
             jax.value_and_grad(loss_of, has_aux=True),
-            state.params,
+            old_trained,
             (inputs, targets, network_keys(key, len(inputs))),
             gradient_accumulation,
         )
@@ -65,14 +68,14 @@ def make_train_step(
         finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss)
 
         learning_rate = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda param, update: param - learning_rate * update, state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, old_trained)
+        trained = jax.tree.map(lambda param, update: param - learning_rate * update, old_trained, updates)
         ema_params = state.ema_params
         if training.ema_decay is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - training.ema_decay)
+            ema_params = optax.incremental_update(trained, ema_params, 1 - training.ema_decay)
 
-        new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
-        params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        new, old = (trained, ema_params, opt_state), (old_trained, state.ema_params, state.opt_state)
+        trained, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         skipped_total = state.skipped_total + jnp.where(finite, 0, 1)
         metrics = {
@@ -84,6 +87,7 @@ def make_train_step(
             "skipped": skipped,
             "skipped_total": skipped_total,
         }
+        params = {**trained, **fixed}
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key, skipped, skipped_total), metrics
 
     return train_step

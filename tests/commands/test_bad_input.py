@@ -113,8 +113,23 @@ def test_images_of_a_dual_pixel_camera_that_no_network_takes(fails, tmp_path):
         image(tmp_path / "dpdd/train" / part / "a.png")
     config, *more = folder_arguments(tmp_path, "paired_folder", tmp_path / "unused")
     error = fails("train.py", config, "--data.dataset", "dpdd_dual", "--data.source", tmp_path / "dpdd", *more[4:])
-    assert "takes 3 channels, data.dataset dpdd_dual has {'input': 6, 'target': 3}" in error
+    assert "takes 3 channels, but data.dataset dpdd_dual gives it 6: choose a network for two views" in error
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_prior_and_a_network_that_do_not_belong_together(fails, tmp_path, tiny_workspace):
+    for folder in ("input", "target"):
+        image(tmp_path / "pairs" / folder / "a.png")
+    scored = (tiny_workspace / "runs/quickstart", "--protocol", "paired-rgb", "--data", tmp_path / "pairs")
+    assert "--prior is set, but this GAMAIR takes no diffusion prior" in fails("eval.py", *scored, "--prior", "x")
+    evaluated = ("--evaluation.data", tmp_path / "pairs", "--evaluation.protocol", "paired-rgb")
+    arguments = train_arguments(tmp_path, *evaluated, "--evaluation.prior", tmp_path / "prior")
+    assert "evaluation.prior is set, but this GAMAIR takes no diffusion prior" in fails("train.py", *arguments)
+    config, *more = folder_arguments(tmp_path, "paired_folder", tmp_path / "pairs")
+    network = ("--model.name", "swintormer_prior")
+    assert "set evaluation.prior to a folder" in fails("train.py", config, *more, *network)
+    error = fails("train.py", config, *more[2:], *network, "--data.prior", tmp_path / "prior")
+    assert f"no prior in '{tmp_path / 'prior'}' (it has no prior.json); make one with `gamax data prior`" in error
 
 
 def test_negative_learning_rate(fails, tmp_path):

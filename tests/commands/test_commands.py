@@ -85,6 +85,34 @@ def score(monkeypatch):
     return run
 
 
+def test_a_network_with_a_prior_trains_and_is_scored(tmp_path, train, score):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            for folder in (f"pairs/{part}/input", f"pairs/{part}/target", f"prior/{part}"):
+                (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+                dtype = np.uint16 if folder.startswith("prior") else np.uint8
+                cv2.imwrite(
+                    str(tmp_path / folder / f"{name}.png"),
+                    rng.integers(0, np.iinfo(dtype).max, (40, 48, 3), dtype, endpoint=True),
+                )
+    (tmp_path / "prior/prior.json").write_text("{}")
+    network = ["--model.name", "swintormer_prior", "--model.overrides", "width=4", "blocks=0,0,0,0", "heads=1,1,1,1"]
+    network += ["refinement_blocks=0", "window_size=2"]
+    folders = ["--data.source", str(tmp_path / "pairs"), "--data.prepared-dir", str(tmp_path / "prepared")]
+    prior = ["--data.prior", str(tmp_path / "prior")]
+    sizes = ["--data.patch-size", "32", "--training.batch-size", "8", "--training.steps", "2"]
+    run = tmp_path / "run"
+    train([str(ROOT / "configs/paired.py"), *network, *folders, *prior, *sizes, "--logging.run-dir", str(run)])
+    result = json.loads((run / "result.json").read_text())
+    score(run, "--protocol", "paired-rgb", "--data", tmp_path / "pairs/test", "--prior", tmp_path / "prior")
+    (output,) = (run / "evaluations").glob("paired-rgb-pairs-test-prior-prior.json")
+    record = json.loads(output.read_text())
+    assert record["prior"] == str(tmp_path / "prior")
+    for name in ("psnr", "psnr_input"):
+        assert record[name] == pytest.approx(result[name], abs=1e-6)
+
+
 def test_eval_writes_table_json_and_picture(tiny_workspace, score, capsys):
     run, data = tiny_workspace / "runs/quickstart", tiny_workspace / "photographs"
     score(run, "--protocol", "gauss-color-25", "--data", data)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Darken(nn.Module):
     input_channels: int = 3
     view_order: str = "left-right"
     local_window: int | None = None
+    prior: bool = False
 
     def __call__(self, images):
         return self.factor * images[..., :3]
@@ -406,6 +408,52 @@ def test_the_views_are_given_in_the_order_that_the_network_takes():
         inference[order] = evaluation.record()["inference"]["channels"]
     assert (Restormer.view_order, Swintormer.view_order) == ("left-right", "right-left")
     assert inference == {"left-right": "left view, right view", "right-left": "right view, left view"}
+
+
+@pytest.mark.parametrize("name", ["paired-rgb", "dpdd-single8", "dpdd-dual16"])
+def test_a_prior_is_given_to_the_network_and_neither_scored_nor_shown(name):
+    protocol = find_protocol(name)
+    example = pair(protocol, dtype=np.uint16)
+    prior = np.random.default_rng(1).integers(0, 65536, example["target"].shape, np.uint16)
+    joined = {**example, "input": np.concatenate([example["input"], prior], axis=-1)}
+    channels = 3 * protocol.views
+    network = partial(Darken, view_order="right-left")
+    alone, beside = (
+        evaluate(Restorer(network(input_channels=channels + 3 * added, prior=added), {}), [given], protocol)
+        for added, given in ((False, example), (True, joined))
+    )
+    for score, value in alone.rows[0].items():
+        assert beside.rows[0][score] == pytest.approx(value, abs=1e-5), score
+    np.testing.assert_array_equal(beside.worst[0].degraded, alone.worst[0].degraded)
+    assert beside.inference["channels"] == f"{alone.inference['channels']}, and a diffusion prior"
+
+
+class ShowPrior(Darken):
+    """Its result is the prior."""
+
+    def __call__(self, images):
+        return images[..., -3:]
+
+
+def test_the_prior_comes_last():
+    protocol = find_protocol("dpdd-dual16")
+    example = pair(protocol, dtype=np.uint16)
+    joined = {**example, "input": np.concatenate([example["input"], example["target"]], axis=-1)}
+    restorer = Restorer(ShowPrior(input_channels=9, prior=True, view_order="right-left"), {})
+    assert evaluate(restorer, [joined], protocol).mean("mae") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "sentence"),
+    [
+        ("gauss-color-25", 6, "makes its inputs itself, and this Darken needs a diffusion prior of them"),
+        ("dpdd-dual16", 6, "is for networks that take 9 channels with a prior, and this Darken takes 6"),
+        ("gopro", 9, "is for networks that take 6 channels with a prior, and this Darken takes 9"),
+    ],
+)
+def test_a_network_with_a_prior_under_a_protocol_for_others(name, channels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_network(find_protocol(name), Darken(input_channels=channels, prior=True))
 
 
 def test_a_network_for_colours_restores_gray_images(examples):

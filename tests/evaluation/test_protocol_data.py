@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from gamax.data.prior import prior_path
 from gamax.errors import UserError
 from gamax.evaluation.protocol_data import label_examples, protocol_examples
 from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_example
@@ -217,3 +218,30 @@ def test_a_damaged_set_is_not_passed_over_for_another(tmp_path):
     images(tmp_path / "Rain100L", "input/1.png", "input/2.png", "target/1.png")
     with pytest.raises(UserError, match=r"1 image has no partner of the same name in folder '.*Rain100L'"):
         protocol_examples(find_protocol("rain-y-matlab"), tmp_path)
+
+
+def test_priors_are_found_by_the_names_of_the_images(tmp_path):
+    images(tmp_path / "a/test", "input/1.png", "input/2.png", "target/1.png", "target/2.png")
+    prior, protocol = tmp_path / "prior", find_protocol("paired-rgb")
+    with pytest.raises(UserError, match=r"no prior in '.*prior' \(it has no prior.json\)"):
+        protocol_examples(protocol, tmp_path / "a/test", prior)
+    for split, numbers in {"train": (1, 2, 3), "validation": (1,)}.items():
+        for number in numbers:
+            image(prior_path(prior, split, str(number)), 10 * len(split) + number, np.uint16)
+    (prior / "prior.json").write_text("{}")
+    examples = protocol_examples(protocol, tmp_path / "a/test", prior)
+    given = cv2.imread(str(prior / "train/2.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    assert examples[1]["input"].dtype == np.uint16
+    np.testing.assert_array_equal(examples[1]["input"][..., 3:], given)
+    # In two splits: the folder of the images says which.
+    for number in (1, 2):
+        image(prior_path(prior, "test", str(number)), 0, np.uint16)
+    examples = protocol_examples(protocol, tmp_path / "a/test", prior)
+    given = cv2.imread(str(prior / "test/2.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    np.testing.assert_array_equal(examples[1]["input"][..., 3:], given)
+    (tmp_path / "a/test").rename(tmp_path / "a/others")
+    with pytest.raises(UserError, match=r"priors for the images in '.*others' in each of test, train: give the folder"):
+        protocol_examples(protocol, tmp_path / "a/others", prior)
+    images(tmp_path / "a/others", "input/4.png", "target/4.png")
+    with pytest.raises(UserError, match=r"no folder in '.*prior' has a prior for each of the 3 images in '.*others'"):
+        protocol_examples(protocol, tmp_path / "a/others", prior)

@@ -11,6 +11,7 @@ import pytest
 from skimage import data
 
 from gamax.data.builders import BUILDERS
+from gamax.data.examples import join_views
 from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError
 from gamax.evaluation.alignment import MASKED_METRICS
@@ -19,7 +20,7 @@ from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_exampl
 
 NAMES = (
     *("sidd-srgb", "gopro", "gopro-tlc", "hide", "realblur-ecc", "rain-y-matlab", "dpdd-single8", "dpdd-dual16"),
-    *("sots", "reds-val300", "lir-crop32", "dnd-submit", "polyu", "paired-rgb"),
+    *("sots", "reds-val300", "lir-crop32", "dnd-submit", "polyu", "paired-rgb", "reconstruction"),
     *(f"gauss-{kind}-{sigma}" for kind in ("color", "gray") for sigma in (15, 25, 50)),
 )
 
@@ -181,6 +182,17 @@ def test_dpdd_is_read_as_opencv_reads_it():
     np.testing.assert_array_equal(unchanged["input"], shallow)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_prior_keeps_its_16_bits_where_photographs_are_read_with_8(dtype):
+    protocol, photo, prior = PROTOCOLS["dpdd-single8"], image(0, dtype=dtype), image(1, dtype=np.uint16)
+    plain = protocol_example(protocol, {"name": "a", "input": photo, "target": photo})
+    joined = join_views({"name": "a", "input": photo, "target": photo, "prior": prior})
+    example = protocol_example(protocol, joined, prior=True)
+    np.testing.assert_array_equal(example["target"], plain["target"])
+    np.testing.assert_array_equal(example["input"][..., 3:], prior)
+    np.testing.assert_array_equal(example["input"][..., :3], 257 * plain["input"].astype(np.uint16))
+
+
 def test_16_bit_images_stay_as_they_are_elsewhere():
     deep = image(0, dtype=np.uint16)
     views = np.concatenate([deep, deep[::-1]], axis=-1)
@@ -201,6 +213,11 @@ def test_16_bit_images_stay_as_they_are_elsewhere():
 def test_an_example_that_does_not_fit_is_named(name, example, sentence):
     with pytest.raises(UserError, match=sentence):
         protocol_example(PROTOCOLS[name], {"name": "a", **example})
+
+
+def test_an_input_without_the_prior_that_a_network_needs_is_named():
+    with pytest.raises(UserError, match="needs inputs of 6 channels, the last 3 a diffusion prior, but 'a' has 3"):
+        protocol_example(PROTOCOLS["gopro"], {"name": "a", "input": image(0), "target": image(0)}, prior=True)
 
 
 def test_an_unknown_protocol_names_the_nearest():

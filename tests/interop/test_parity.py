@@ -53,6 +53,11 @@ def test_a_wrong_weight_is_seen_where_it_acts(torch):
 
 def test_networks_that_spandrel_does_not_have_are_none(torch):
     assert torch_twin({"strange.weight": np.zeros((2, 2), np.float32)}) is None
+    # Has names of another network, in other shapes.
+    options = {"multipliers": (1, 2), "blocks": 1, "codes": 16}
+    shapes = abstract_params(create_model("vq_f4", **options))
+    autoencoder = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    assert torch_twin(to_torch("vq_f4", autoencoder, **options)) is None
 
 
 def test_local_windows_and_loops_are_left_out_of_the_comparison(torch):

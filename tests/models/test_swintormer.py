@@ -2,19 +2,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
+from jax.typing import DTypeLike
 
 from gamax.benchmark.cost import multiply_adds
-from gamax.blocks import pad_to_multiple
+from gamax.blocks import Conv, pad_to_multiple
+from gamax.blocks.resampling import pixel_shuffle, pixel_unshuffle
+from gamax.config import DataConfig, Experiment, TrainingConfig
 from gamax.errors import UserError
 from gamax.interop.key_maps import key_map
 from gamax.interop.torch_weights import torch_shapes
-from gamax.models import count_parameters
+from gamax.models import abstract_params, count_parameters, create_model
 from gamax.models.swintormer import Swintormer
+from gamax.training.state import initial_state
+from gamax.training.step import make_train_step
 
 SMALL = {"width": 8, "blocks": (0, 0, 0, 2), "refinement_blocks": 0, "window_size": 2}
 
@@ -125,6 +131,57 @@ def test_the_residual_is_that_of_the_first_view(random_params):
     np.testing.assert_array_equal(jax.jit(model.apply)({"params": params}, x), x[..., :3])
 
 
+class Enlarge(nn.Module):
+    """Stands in for a decoder: four times the sides, every pixel for itself."""
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, latents: Any) -> Any:
+        return pixel_shuffle(Conv(48, 1)(latents), 4)
+
+
+def test_the_prior_may_be_decoded_square_by_square(random_params):
+    model = Swintormer(**SMALL, prior=True, prior_decoder=Enlarge())
+    params = random_params(model, (1, 32, 32, 6))
+    assert set(params) - set(random_params(Swintormer(**SMALL, prior=True), (1, 32, 32, 6))) == {"prior_decoder"}
+    assert params["embed"]["kernel"].shape == (3, 3, 24 + 192, 8)
+    latents = jnp.asarray(np.random.default_rng(0).random((2, 64, 96, 3)), jnp.float32)
+    whole: Any = Enlarge().apply({"params": params["prior_decoder"]}, latents)
+    decoded: Any = model.apply({"params": params}, latents, method="_decoded")
+    np.testing.assert_allclose(decoded, pixel_unshuffle(whole, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [(), ("prior_decoder",)])
+def test_the_decoder_of_the_prior_is_trained_unless_it_is_frozen(frozen):
+    # `remat` computes the decoder again for its gradient.
+    options = {**SMALL, "blocks": (0, 0, 0, 0), "prior": True, "remat": True}
+    model = Swintormer(**options, prior_decoder=Enlarge())
+    data = DataConfig(dataset="paired_folder", patch_size=32, augment=False)
+    experiment = Experiment(data=data, training=TrainingConfig(steps=2, loss="mse", frozen=frozen))
+    rng = np.random.default_rng(0)
+    batch = {
+        name: rng.integers(0, 256, (1, 32, 32, channels), np.uint8)
+        for name, channels in {"input": 6, "target": 3}.items()
+    }
+    before = initial_state(model, experiment)
+    after, metrics = jax.jit(make_train_step(model, experiment))(before, batch)
+    assert np.isfinite(metrics["loss"])
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before.params)
+    assert all(jax.tree.leaves(changed["embed"]))
+    assert set(jax.tree.leaves(changed["prior_decoder"])) == {not frozen}
+
+
+def test_the_decoder_of_the_prior_is_that_of_an_autoencoder():
+    model = create_model("swintormer_prior_decoder", **SMALL, dtype=jnp.bfloat16)
+    decoder = jax.tree.map(lambda leaf: leaf.shape, abstract_params(create_model("vq_small"))["decoder"])
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes(model, 32)[0]["prior_decoder"]) == decoder
+    assert model.prior_decoder.dtype == jnp.bfloat16
+    with pytest.raises(UserError, match="swintormer has no option 'prior_decoder'"):
+        create_model("swintormer", prior_decoder=Enlarge())
+
+
 def test_images_are_padded_by_reflection_and_cropped_back(random_params):
     model = Swintormer(**SMALL)
     params = random_params(model, (1, 32, 32, 3))
@@ -157,6 +214,7 @@ def test_the_last_convolution_starts_as_pytorch_has_it():
         ({"expansion": float("nan")}, "leave a hidden channel"),
         ({"window_size": 7}, "even and at least 2"),
         ({"window_size": 0}, "even and at least 2"),
+        ({"prior_decoder": Enlarge()}, "decodes its prior: set prior=True"),
     ],
 )
 def test_what_cannot_be_built_is_named(options, words):

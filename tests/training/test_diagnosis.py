@@ -12,6 +12,9 @@ import pytest
 
 from gamax.config import DataConfig, Experiment, ModelConfig, TrainingConfig
 from gamax.data.preprocessing import preprocess
+from gamax.diffusion.autoencoder import Autoencoder
+from gamax.diffusion.denoiser import Denoiser
+from gamax.diffusion.latent_diffusion import LatentDiffusion
 from gamax.errors import UserError
 from gamax.models import create_model
 from gamax.models.gama_ir import GAMAIR
@@ -105,6 +108,15 @@ def test_blocks_that_are_computed_again_inside_a_wrapper_are_watched(random_para
     params["network"]["bottom_0"]["project"]["bias"] *= jnp.nan
     found = diagnose(model, EXPERIMENT, Case(5, KEY, params, images(255)))
     assert found.origin == "module network/bottom_0/project"
+
+
+def test_the_denoiser_of_latent_diffusion_is_watched_as_it_is_trained(random_params):
+    stage, unet = Autoencoder(4, (1,), blocks=1, codes=2), Denoiser(3, 4, (1,), 1, (), head_channels=4)
+    model = LatentDiffusion(stage, unet)
+    params = random_params(model, (1, 4, 4, 3))
+    params["denoiser"]["middle_0"]["first"]["bias"] *= jnp.nan
+    found = diagnose(model, EXPERIMENT, Case(5, KEY, params, images(255)))
+    assert found.origin == "module denoiser/middle_0/first"
 
 
 def test_a_gradient_that_is_not_finite_though_the_loss_is():

@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -23,7 +23,14 @@ from gamax.training.checkpoints import Checkpoints
 from gamax.training.program import stage_meshes, step_programs
 from gamax.training.state import abstract_state
 
-MODEL = Conv(3, 3)
+
+class Network(Conv):
+    """As little as a network can be."""
+
+    input_channels: ClassVar[int] = 3
+
+
+MODEL = Network(3, 3)
 EXPERIMENT = Experiment(
     data=DataConfig(dataset="paired_folder", patch_size=16, augment=True),
     training=TrainingConfig(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -186,6 +187,28 @@ def test_the_batch_is_divided_when_the_compiler_refuses_the_whole(small_network,
     # At 30 GiB for two parts, four cannot fit, and are not tried.
     compiler_that(REFUSAL, 30 * 2**30, 12 * 2**30)
     assert planned(experiment(64), 16 * 2**30)["gradient_accumulation"] == 8
+
+
+class PriorNet(Net):
+    """The same with a prior."""
+
+    input_channels: int = 6
+    prior: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x[..., :3] + Conv(3)(x)
+
+
+def test_a_network_with_a_prior_is_planned_with_its_crops(monkeypatch):
+    monkeypatch.setattr(plan, "create_model", lambda name, **_: PriorNet())
+    config = experiment(8)
+    with pytest.raises(UserError, match=r"this PriorNet takes a diffusion prior behind its input: set data.prior"):
+        planned(config, 2**30)
+    row = planned(dataclasses.replace(config, data=DataConfig("pairs", patch_size=16, prior="prior")), 2**30)
+    # Parameters and two moments of 165 values each, and the images of one crop: six channels of 16 bits, three of 8.
+    expected = 3 * 165 * 4 + 16 * 16 * (6 * 2 + 3)
+    assert expected <= row["state_and_batch_bytes"] < expected + 100
 
 
 def test_a_step_that_does_not_fit_is_reported_with_what_it_would_need(small_network, compiler_that):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -12,13 +12,20 @@ import pytest
 from gamax.blocks import Conv
 from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
 from gamax.data.degradations import GaussianNoise
+from gamax.models.swintormer import Swintormer
 from gamax.training.optimizer import cosine_schedule, make_optimizer
 from gamax.training.sharding import batch_sharding, make_mesh
 from gamax.training.state import TrainState, create_state
 from gamax.training.step import make_train_step, network_keys
 
-# The step does not care which network it trains; this one compiles fast.
-MODEL = Conv(3, 3)
+
+class Network(Conv):
+    """The step does not care which network it trains; this one compiles fast."""
+
+    input_channels: ClassVar[int] = 3
+
+
+MODEL = Network(3, 3)
 CONFIG = OptimizerConfig(1e-2, 1e-4, gradient_clip=1.0)
 OPTIMIZER = make_optimizer(CONFIG)
 NOISY = DataConfig(patch_size=8, augment=True, degradations=(GaussianNoise((10.0, 30.0)),))
@@ -227,3 +234,33 @@ def test_a_network_may_compute_its_loss_with_a_key_for_each_image(parts, state):
     keys = network_keys(jax.random.fold_in(state.key, 40), 4)
     drawn = np.mean([jax.random.uniform(key) for key in keys])
     assert float(metrics["drawn"]) == pytest.approx(drawn, rel=1e-6)
+
+
+def test_two_views_and_a_prior_reach_the_network_in_its_order(random_params):
+    left, right, prior = jnp.asarray(np.random.default_rng(0).integers(0, 65536, (3, 2, 16, 16, 3), np.uint16))
+    images = {"input": jnp.concatenate([left, right, prior], axis=-1), "target": right}
+    training, data = TrainingConfig(steps=3, loss="mse"), DataConfig(dataset="dpdd_dual", prior="prior", augment=True)
+    experiment = Experiment(data=data, optimizer=CONFIG, training=training)
+    model = Swintormer(
+        width=4,
+        blocks=(0, 0, 0, 0),
+        refinement_blocks=0,
+        heads=(1, 1, 1, 1),
+        window_size=2,
+        dual_pixel=True,
+        prior=True,
+    )
+    shapes = jax.eval_shape(lambda: create_state(model, OPTIMIZER, seed=0, patch_size=16, ema=False))
+    assert shapes.params["embed"]["kernel"].shape[-2:] == (36, 4)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.replace(key=None))
+    state = state.replace(key=jax.random.key(0))
+    step = jax.jit(make_train_step(model, experiment))
+    # Without weights its output is the first view that it is given, which is the right one.
+    _, metrics = step(state, images)
+    assert float(metrics["loss"]) == pytest.approx(0, abs=1e-12)
+    # The prior counts: another one has another loss.
+    state, losses = state.replace(params=random_params(model, (1, 16, 16, 9))), []
+    for other in (prior, 65535 - prior):
+        _, metrics = step(state, {**images, "input": jnp.concatenate([left, right, other], axis=-1)})
+        losses.append(float(metrics["loss"]))
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)

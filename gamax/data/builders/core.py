@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -24,8 +24,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gamax.console import progress_bar
-from gamax.data.examples import ExampleFacts, ExampleFiles, check_agreement, inspect_examples, read_images
+from gamax.data.examples import PRIOR, ExampleFacts, ExampleFiles, check_agreement, inspect_examples, read_images
 from gamax.data.images import encode_image
+from gamax.data.prior import with_prior
 from gamax.errors import UserError
 from gamax.files import write_json
 
@@ -65,6 +66,7 @@ class ImageSetConfig(tfds.core.BuilderConfig):
     cut_size: int = 512
     cut_stride: int = 384
     encoding: str = "png"
+    prior: str | None = None
     # Needed to write the set, not to find it.
     facts: ImageSetFacts | None = None
 
@@ -80,9 +82,10 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Base of all builders: a subclass says what its dataset is and where its files are.
 
     The split `train` is stored as overlapping cuts named `NAME_y_x`, every other split whole. Features: `target` and
-    `input` (`input_left` and `input_right` for dual-pixel cameras), uint8 or uint16 `[H, W, C]`, and `name`. Both
-    encodings are image files inside the record, since the splits of a tfds dataset share their features: PNG, or PPM,
-    which is a header and the raw pixels. Records are in the order of the files.
+    `input` (`input_left` and `input_right` for dual-pixel cameras), uint8 or uint16 `[H, W, C]`, `prior`, uint16
+    `[H, W, 3]`, where there is one, and `name`. Both encodings are image files inside the record, since the splits of a
+    tfds dataset share their features: PNG, or PPM, which is a header and the raw pixels. Records are in the order of
+    the files.
 
     The docstring of a subclass is the description that users read.
     """
@@ -148,7 +151,8 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _check_unchanged(self, folder: Path) -> None:
         config = self.builder_config
-        again = image_set_config(type(self), config.source, config.cut_size, config.cut_stride, config.encoding)
+        cutting = (config.cut_size, config.cut_stride, config.encoding)
+        again = image_set_config(type(self), config.source, *cutting, config.prior)
         if again.name != config.name:
             shutil.rmtree(folder)
             raise UserError(f"files in '{config.source}' have changed while they were prepared; prepare them again")
@@ -158,11 +162,13 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         facts = config.facts
         dtype = np.uint16 if facts and facts.bit_depth == 16 else np.uint8
         image = tfds.features.Image(shape=(None, None, self.CHANNELS), dtype=dtype)
+        prior = tfds.features.Image(shape=(None, None, 3), dtype=np.uint16)
         first = next(iter(config.splits.values()))[0]
+        images = {key: prior if key == PRIOR else image for key in first.images}
         return _LocalInfo(
             builder=self,
             description=inspect.cleandoc(type(self).__doc__ or ""),
-            features=tfds.features.FeaturesDict({"name": tfds.features.Text(), **dict.fromkeys(first.images, image)}),
+            features=tfds.features.FeaturesDict({"name": tfds.features.Text(), **images}),
             citation=self.CITATION or None,
             homepage=self.HOMEPAGE or None,
             license=self.LICENSE or None,
@@ -173,6 +179,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 cut_size=config.cut_size,
                 cut_stride=config.cut_stride,
                 encoding=config.encoding,
+                prior=config.prior,
             )
             if facts
             else None,
@@ -189,8 +196,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, examples: Sequence[ExampleFiles], cut: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self.builder_config
-        raw_suffix = ".pgm" if self.CHANNELS == 1 else ".ppm"
-        suffix = raw_suffix if cut and config.encoding == "raw" else ".png"
+        raw = cut and config.encoding == "raw"
         for files in examples:
             images = read_images(files, self.CHANNELS)
             # Again, since the images may have changed after they were checked.
@@ -199,7 +205,7 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             size = config.cut_size if cut else max(height, width)
             for y, x in cut_positions(height, width, size, config.cut_stride):
                 name = f"{files.name}_{y}_{x}" if cut else files.name
-                cuts = {key: encode_image(image[y : y + size, x : x + size], suffix) for key, image in images.items()}
+                cuts = {key: _encode(image[y : y + size, x : x + size], raw) for key, image in images.items()}
                 yield name, {"name": name, **cuts}
 
     def _write_splits(self, folder: Path) -> list[tfds.core.SplitInfo]:
@@ -263,6 +269,11 @@ class ImageSetBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             temporary.unlink(missing_ok=True)
 
 
+def _encode(image: np.ndarray, raw: bool) -> bytes:
+    raw_suffix = ".pgm" if image.shape[-1] == 1 else ".ppm"
+    return encode_image(image, raw_suffix if raw else ".png")
+
+
 def incomplete_folder(builder: tfds.core.DatasetBuilder) -> Path:
     """Where a set is before it is complete."""
     folder = Path(builder.data_path)
@@ -300,29 +311,23 @@ def image_set_config(
     cut_size: int = 512,
     cut_stride: int = 384,
     encoding: str = "png",
+    prior: str | Path | None = None,
 ) -> ImageSetConfig:
-    """The configuration of the set in `source`, for `builder_class(config=...)`.
+    """The configuration of the set in `source`, for `builder_class(config=...)`, with that folder of priors if any.
 
     Reads no image. Raises `UserError` when files are missing.
     """
     source = Path(source).expanduser().resolve()
     splits = builder_class.examples(source)
-    paths = dict.fromkeys(
-        image.path for examples in splits.values() for files in examples for image in files.images.values()
-    )
-    try:
-        stats = [path.stat() for path in paths]
-    except OSError as error:
-        raise UserError(f"cannot read '{error.filename}' ({error.strerror})") from error
     # When a package was installed says nothing about the content of its files.
     timed = builder_class.default_source() is None
-    entries = [
-        (os.path.relpath(path, source), stat.st_size, stat.st_mtime_ns if timed else 0)
-        for path, stat in zip(paths, stats, strict=True)
-    ]
-    content = json.dumps([entries, cut_size, cut_stride, encoding])
+    content: list[Any] = [_entries(_paths(splits), source, timed), cut_size, cut_stride, encoding]
+    if prior is not None:
+        prior, pairs = Path(prior).expanduser().resolve(), _paths(splits)
+        splits = with_prior(splits, prior, builder_class.name)
+        content.append(_entries([path for path in _paths(splits) if path not in pairs], prior))
     label = re.sub(r"[^A-Za-z0-9._-]+", "_", source.name)[:64]
-    name = f"{label}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    name = f"{label}_{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
     return ImageSetConfig(
         name=name,
         source=str(source),
@@ -330,7 +335,24 @@ def image_set_config(
         cut_size=cut_size,
         cut_stride=cut_stride,
         encoding=encoding,
+        prior=None if prior is None else str(prior),
     )
+
+
+def _paths(splits: Mapping[str, Sequence[ExampleFiles]]) -> dict[Path, None]:
+    """The files of all examples, each once, in their order."""
+    return dict.fromkeys(
+        image.path for examples in splits.values() for files in examples for image in files.images.values()
+    )
+
+
+def _entries(paths: Iterable[Path], root: Path, timed: bool = True) -> list[tuple[str, int, int]]:
+    """What the fingerprint of a set knows of files below `root`: their places, sizes and, if `timed`, times."""
+    try:
+        stats = [(path, path.stat()) for path in paths]
+    except OSError as error:
+        raise UserError(f"cannot read '{error.filename}' ({error.strerror})") from error
+    return [(os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns if timed else 0) for path, stat in stats]
 
 
 def read_facts(config: ImageSetConfig, channels: int) -> ImageSetFacts:
@@ -374,14 +396,15 @@ def _mean_psnr(facts: Sequence[ExampleFacts]) -> float | None:
 
 
 def _plan_shards(config: ImageSetConfig, split: str, facts: Sequence[ExampleFacts], channels: int) -> list[int]:
-    sizes, pixels = [0], 0
+    sizes, stored_bytes = [0], 0
     for files, found in zip(config.splits[split], facts, strict=True):
-        if pixels * channels >= SHARD_BYTES:
-            sizes, pixels = [*sizes, 0], 0
+        if stored_bytes >= SHARD_BYTES:
+            sizes, stored_bytes = [*sizes, 0], 0
         size = config.cut_size if split == "train" else max(found.height, found.width)
         cuts = len(cut_positions(found.height, found.width, size, config.cut_stride))
-        stored = min(size, found.height) * min(size, found.width)
-        pixels += len(files.images) * cuts * stored * found.bit_depth // 8
+        pixels = cuts * min(size, found.height) * min(size, found.width)
+        image, prior = channels * found.bit_depth // 8, 3 * 2
+        stored_bytes += pixels * sum(prior if key == PRIOR else image for key in files.images)
         sizes[-1] += 1
     return sizes
 

@@ -1,0 +1,1 @@
+"""The latent-diffusion prior: autoencoder, denoiser, sampler. Imports nothing of its own."""
