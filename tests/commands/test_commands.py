@@ -108,7 +108,7 @@ def test_a_network_with_a_prior_trains_and_is_scored(tmp_path, train, score):
     score(run, "--protocol", "paired-rgb", "--data", tmp_path / "pairs/test", "--prior", tmp_path / "prior")
     (output,) = (run / "evaluations").glob("paired-rgb-pairs-test-prior-prior.json")
     record = json.loads(output.read_text())
-    assert record["prior"] == str(tmp_path / "prior")
+    assert record["prior"] == {"folder": str(tmp_path / "prior")}
     for name in ("psnr", "psnr_input"):
         assert record[name] == pytest.approx(result[name], abs=1e-6)
 
