@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 
 from gamax.console import print_table, progress_bar, say
-from gamax.data.prior import check_prior_option, stored_settings
+from gamax.data.prior import check_prior_limit, check_prior_option, stored_settings
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error
 from gamax.evaluation.evaluate import check_examples, check_network, evaluate, restore_inputs
@@ -85,6 +85,8 @@ def main(arguments: Arguments) -> None:
     )
     check_network(protocol, restorer.model)
     check_prior_option(restorer.model, arguments.prior, "--prior")
+    prior = stored_settings(arguments.prior.expanduser()) if arguments.prior else {}
+    check_prior_limit(restorer.model, prior, arguments.prior or "")
     examples = protocol_examples(protocol, arguments.data, arguments.prior)
     with progress_bar("reading", len(examples), "images") as update:
         sizes = check_examples(examples, protocol, restorer, update, exact_sizes=arguments.exact_sizes)
@@ -110,7 +112,7 @@ def main(arguments: Arguments) -> None:
     record = {
         **evaluation.record(),
         "data": str(arguments.data),
-        "prior": {"folder": str(arguments.prior), **stored_settings(arguments.prior)} if arguments.prior else None,
+        "prior": {"folder": str(arguments.prior), **prior} if arguments.prior else None,
         "weights": str(weights),
         "weights_sha256": sha256(weights),
         "seconds": time.monotonic() - started,

@@ -20,7 +20,7 @@ from gamax.config import samples_seen, stage_ends, stages
 from gamax.console import print_table, say
 from gamax.data.datasets import check_channels, prepare, training_channels
 from gamax.data.pipeline import training_batches
-from gamax.data.prior import check_prior_option
+from gamax.data.prior import check_prior_limit, check_prior_option, stored_settings
 from gamax.environment import environment, versions
 from gamax.errors import UserError, exit_on_user_error, stop_on_sigterm
 from gamax.evaluation.evaluate import Evaluation, check_examples, check_network, check_scored, evaluate
@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> None:
         check_prior_option(model, experiment.evaluation.prior, "evaluation.prior")
     examples = protocol_examples(protocol, evaluation_data, experiment.evaluation.prior) if evaluation_data else None
     check_channels(model, experiment.data, training_channels(experiment.data))
+    for folder in filter(None, (experiment.data.prior, experiment.evaluation.prior)):
+        check_prior_limit(model, stored_settings(Path(folder).expanduser()), folder)
     # Its images must be large enough for all stages.
     data = replace(experiment.data, patch_size=max(stage.patch_size for stage in stages(experiment)))
     # The first process prepares the dataset for all those that share its disk.

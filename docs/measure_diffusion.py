@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--count", type=int, default=12)
     arguments = parser.parse_args()
     model, params = load_weights(arguments.run)
     experiment = load(arguments.run / "config.json")

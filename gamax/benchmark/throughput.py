@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 
 from gamax.config import DataConfig, Experiment, ModelConfig, TrainingConfig, check
 from gamax.data.degradations import GaussianNoise
+from gamax.data.examples import Example
 from gamax.errors import UserError
 
 WARM_UP_STEPS = 4
@@ -58,6 +59,8 @@ def measure(case: Case) -> dict[str, Any]:
 def experiment_of(case: Case) -> Experiment:
     """The training run that a case measures: denoising of the photographs that scikit-image brings along.
 
+    A network that takes more than a photograph is given clean ones, as its input is prepared before training.
+
     Raises:
         UserError: if no run can have these sizes.
 
@@ -84,11 +87,11 @@ def run_case(case: Case) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from gamax import models
-    from gamax.benchmark.cost import model_multiply_adds
     from gamax.data.datasets import prepare
     from gamax.data.pipeline import training_batches
     from gamax.environment import environment, versions
     from gamax.training import program
+    from gamax.training.plan import step_multiply_adds
     from gamax.training.state import abstract_state, initial_state
     from gamax.training.watching import InputWait
 
@@ -96,10 +99,13 @@ def run_case(case: Case) -> dict[str, Any]:
     chosen = experiment.model
     model = models.create_model(chosen.name, **chosen.overrides, dtype=jnp.dtype(chosen.dtype))
     images = prepare(experiment.data).train
+    if model.input_channels > 3:
+        images = _with_inputs(images, model)
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, degradations=()))
     abstract = abstract_state(model, experiment)
     memory = program.device_memory(jax.local_devices()[0])
     ((stage, mesh),) = program.stage_meshes(model, experiment, abstract, memory).items()
-    crops = {"target": (images[0]["target"].shape[-1], images[0]["target"].dtype)}
+    crops = {key: (image.shape[-1], image.dtype) for key, image in images[0].items() if key in ("target", "input")}
     started = time.perf_counter()
     compiled = program.compile_step(model, experiment, stage, mesh, abstract, crops, device_bytes=memory)
     compile_seconds = time.perf_counter() - started
@@ -137,12 +143,24 @@ def run_case(case: Case) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         **_memory(compiled),
         "parameters": models.count_parameters(abstract.params),
-        # The gradient takes about twice a forward pass; what `remat` computes again is not counted.
-        "multiply_adds": 3
-        * model_multiply_adds(model, abstract.params, case.patch_size, case.patch_size, case.batch_size),
+        "multiply_adds": step_multiply_adds(model, abstract.params, case.patch_size, case.batch_size),
         "versions": versions(),
         "environment": environment(),
     }
+
+
+def _with_inputs(images: Sequence[Example], model: Any) -> Sequence[Example]:
+    """Photographs with an input for a network that takes more than one: the same again for other views and a prior."""
+    from gamax.data.datasets import LazyExamples
+    from gamax.data.examples import takes_prior
+
+    repeats, dtype = model.input_channels // 3, np.uint16 if takes_prior(model) else np.uint8
+
+    def read(position: int) -> Example:
+        example = images[position]
+        return {**example, "input": np.tile(example["target"], repeats).astype(dtype)}
+
+    return LazyExamples(len(images), read)
 
 
 def _turns(compiled: Any, state: Any, batches: Iterator[Any], wait: Any) -> Generator[float]:

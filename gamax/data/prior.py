@@ -20,6 +20,8 @@ from gamax.errors import UserError
 
 SETTINGS_NAME = "prior.json"
 
+_USUAL_SPLITS = {"train", "validation", "test"}
+
 
 def prior_path(folder: Path, split: str, name: str) -> Path:
     """Where the prior of an example is."""
@@ -42,12 +44,13 @@ def with_prior(
 def with_named_prior(
     examples: Sequence[ExampleFiles], folder: Path, source: Path, dataset: str | None
 ) -> list[ExampleFiles]:
-    """Examples of one set, whose split is not known, with their prior: from the split that has all their names.
+    """Examples of one set with their prior, from the split of that name or, if it has none, the one with all images.
 
     Args:
         examples: those of the set.
         folder: where the priors are.
-        source: the folder of the set, whose name decides where the names are in several splits.
+        source: the folder of the set. Names of images such as `1` are in every split, so if the folder has the name of
+            a split, no other split will do.
         dataset: that the set is of, if that is known.
 
     Raises:
@@ -55,19 +58,20 @@ def with_named_prior(
     """
     _check_dataset(folder, dataset)
     splits = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if source.name in {*splits, *_USUAL_SPLITS}:
+        return [_add(files, folder, source.name) for files in examples]
     complete = [split for split in splits if all(prior_path(folder, split, files.name).is_file() for files in examples)]
     if not complete:
         raise UserError(
             f"no folder in '{folder}' has a prior for each of the {len(examples)} images in '{source}', such as "
             f"{examples[0].name}.png; make them with `gamax data prior`"
         )
-    named = [split for split in complete if split == source.name] or complete
-    if len(named) > 1:
+    if len(complete) > 1:
         raise UserError(
-            f"'{folder}' has priors for the images in '{source}' in each of {', '.join(named)}: give the folder of the "
-            "images the name of the one that it is"
+            f"'{folder}' has priors for the images in '{source}' in each of {', '.join(complete)}: give the folder of "
+            "the images the name of the one that it is"
         )
-    return [_add(files, folder, named[0]) for files in examples]
+    return [_add(files, folder, complete[0]) for files in examples]
 
 
 def check_prior_option(model: Any, prior: object, option: str) -> None:
@@ -87,6 +91,23 @@ def check_prior_option(model: Any, prior: object, option: str) -> None:
     if prior is not None and not takes:
         raise UserError(
             f"{option} is set, but this {name} takes no diffusion prior: leave it out, or choose a network that does"
+        )
+
+
+def check_prior_limit(model: Any, settings: Mapping[str, Any], source: str | Path) -> None:
+    """Raises `UserError` if a network that decodes its prior takes it to have another limit than it has.
+
+    Args:
+        model: the network.
+        settings: those of the prior; without `limit` if the program that has made it did not say.
+        source: where the prior is from.
+    """
+    limit = settings.get("limit")
+    if getattr(model, "prior_decoder", None) is not None and limit not in (None, model.prior_limit):
+        raise UserError(
+            f"the latents of '{source}' go to plus and minus {limit}, but the network decodes them as if to "
+            f"{model.prior_limit}: train it with --model.overrides prior_limit={limit}, or make the prior with --limit "
+            f"{model.prior_limit}"
         )
 
 

@@ -56,11 +56,11 @@ def predict_in_windows(
     total_weight = np.zeros((height, width))
     for top, left in starts:
         total_weight[top : top + window, left : left + window] += weights
-    # The last group is filled up with windows that count for nothing.
     # No more than there are, but the same number on every device.
     devices = 1 if mesh is None else mesh.size
     at_once = min(at_once, math.ceil(len(starts) / devices) * devices)
     groups = math.ceil(len(starts) / at_once)
+    # The last group is filled up with windows that count for nothing.
     counts = np.arange(groups * at_once) < len(starts)
     starts = np.resize(starts, (groups * at_once, 2)).reshape(groups, at_once, 2)
 

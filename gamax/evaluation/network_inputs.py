@@ -32,7 +32,7 @@ def right_views(sources: Sequence[Path], right: Path | None) -> Sequence[Path | 
             `_R` where that ends in `_L`.
 
     Raises:
-        UserError: if `right` does not exist, or is one file for several sources.
+        UserError: if `right` does not exist, is one file for several sources, or is the left view.
     """
     if right is None:
         return [None] * len(sources)
@@ -42,6 +42,8 @@ def right_views(sources: Sequence[Path], right: Path | None) -> Sequence[Path | 
         raise UserError(f"no right view '{right}'")
     if len(sources) > 1:
         raise UserError(f"there are {len(sources)} left views: --right must be the folder of the right ones")
+    if right.resolve() == sources[0].resolve():
+        raise UserError(f"--right '{right}' is the left view itself; name the right one")
     return [right]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from gamax.console import progress_bar, say
 from gamax.data.images import SUFFIXES, UNREAD_SUFFIXES, check_format, read_image, to_float
 from gamax.data.metadata import ImageHeader, describe_losses, encode_with_metadata, read_header
+from gamax.data.prior import check_prior_limit
 from gamax.errors import USER_ERROR_EXIT_CODE, StoppedError, UserError, nearest
 from gamax.evaluation.before_after import before_after
 from gamax.evaluation.buckets import shape_buckets
@@ -168,7 +169,10 @@ def restore_files(
     _check_outputs(inputs, targets, pictures, folder, overwrite)
     whole = _load_restorer(weights, task, local_window, dtype=dtype, self_ensemble=self_ensemble, rows=rows)
     check_inputs(weights, whole.model, prior, right)
-    sample_prior, prior_settings = (None, None) if prior is None else load_sampler(prior, windows_at_once)
+    sample_prior, prior_settings = None, None
+    if prior is not None:
+        sample_prior, prior_settings = load_sampler(prior, windows_at_once)
+        check_prior_limit(whole.model, prior_settings, prior)
     tiled = replace(whole, **tiling)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

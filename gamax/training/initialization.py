@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from gamax.config import Experiment
 from gamax.errors import UserError, nearest
 from gamax.interop.weights import find_weights, load_weights, sha256
-from gamax.training.state import TrainState
+from gamax.training.state import TrainState, frozen_parts
 
 ALL = "all"
 """In place of a part: every part that is not named beside it."""
@@ -25,16 +25,16 @@ def check_initial_weights(model: nn.Module, experiment: Experiment, params: Any)
     """Raises `UserError` if a run cannot begin with its `training.initial_weights`; reads the files.
 
     Args:
-        model: the network. Parts that it names in its `frozen_parts` must be given, as nothing else trains them.
+        model: the network. Its frozen parts must be given, as nothing else trains them.
         experiment: its configuration.
         params: the tree of its parameters, or of their shapes.
 
     """
     given = experiment.training.initial_weights
-    missing = [part for part in getattr(model, "frozen_parts", ()) if part not in given and ALL not in given]
+    missing = [part for part in frozen_parts(model, experiment.training) if part not in given and ALL not in given]
     if missing:
         raise UserError(
-            f"{experiment.model.name} needs the {missing[0]} of another run, which it does not train itself: add "
+            f"{experiment.model.name} needs the {missing[0]} of another run, as this one does not train it: add "
             f"--training.initial-weights {missing[0]}=RUN"
         )
     read_initial_weights(given, params)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from gamax.benchmark.cost import model_multiply_adds
+from gamax.benchmark.cost import multiply_adds
 from gamax.config import Experiment, Stage
 from gamax.data.datasets import check_channels
 from gamax.errors import UserError
@@ -21,6 +21,7 @@ from gamax.models import create_model
 from gamax.training.program import TooLargeError, compile_step, device_memory, state_and_gradient_bytes
 from gamax.training.sharding import make_mesh, mesh_shape, rows_divisible
 from gamax.training.state import abstract_state
+from gamax.training.step import make_network_loss, network_keys
 
 MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 """Of one chip of each generation of TPU, as Google publishes it."""
@@ -95,9 +96,8 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
     Returns:
         Values that JSON can hold, bytes and operations of one device. `flops` and `bytes_accessed` are the compiler's,
         which counts the bodies of loops once; so do `collectives` where it does not say how often a loop runs, as that
-        of TPUs does not. `flops_of_products` is two for every multiply-add of the network, times three for the
-        gradient. If the step does not fit, `refused` is the sentence that says so, and there are no figures of the
-        compiler.
+        of TPUs does not. `flops_of_products` is two for every one of `step_multiply_adds`. If the step does not fit,
+        `refused` is the sentence that says so, and there are no figures of the compiler.
 
     Raises:
         UserError: if `training.gradient_accumulation` does not divide the batch.
@@ -106,7 +106,7 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
     chosen, model = experiment.model, _model(experiment)
     state = abstract_state(model, experiment)
     size = stage.patch_size
-    multiply_adds = model_multiply_adds(model, state.params, size, size, stage.batch_size)
+    products = step_multiply_adds(model, state.params, size, stage.batch_size)
     # Where rows are not shared, the devices along them all do the same.
     workers = mesh.size // (1 if rows_divisible(model) else mesh.shape["rows"])
     row: dict[str, Any] = {
@@ -117,7 +117,7 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
         "mesh": dict(mesh.shape),
         "batch_size": stage.batch_size,
         "patch_size": size,
-        "flops_of_products": 3 * 2 * multiply_adds / workers,
+        "flops_of_products": 2 * products / workers,
     }
     crops = {name: (channels, jnp.uint8) for name, channels in _crop_channels(experiment, model).items()}
     if experiment.data.prior:
@@ -146,6 +146,31 @@ def plan_step(experiment: Experiment, stage: Stage, mesh: Mesh, device_bytes: in
         "unplanned": sorted(program.unplanned),
         "compile_seconds": seconds,
     }
+
+
+def step_multiply_adds(model: nn.Module, params: Any, patch_size: int, batch_size: int) -> int:
+    """Multiply-adds of the products in one training step: three times those of the loss, for its gradient.
+
+    The loss is that of training, where a network may do other things than in a forward pass. Frozen parts count as the
+    others do, which is too much for what has no gradient, and what `remat` computes again does not count.
+
+    Args:
+        model: the network.
+        params: its parameters, or their shapes.
+        patch_size: side of the crops in pixels.
+        batch_size: crops of all devices together.
+    """
+    if hasattr(model, "scan"):
+        # The same counts from a program that is traced faster.
+        model = model.clone(scan=True)
+    loss = make_network_loss(model, lambda restored, targets: jnp.mean(restored - targets))
+    inputs, targets = (
+        jax.ShapeDtypeStruct((batch_size, patch_size, patch_size, channels), jnp.float32)
+        for channels in (model.input_channels, min(3, model.input_channels))
+    )
+    keys = jax.eval_shape(lambda: network_keys(jax.random.key(0), batch_size))
+    # The second half of training, when all parts of a network are at work.
+    return 3 * multiply_adds(lambda *arguments: loss(*arguments, 0.5), params, inputs, targets, keys)
 
 
 def _model(experiment: Experiment) -> nn.Module:

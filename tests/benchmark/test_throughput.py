@@ -92,10 +92,20 @@ def test_what_cannot_be_measured_is_a_sentence_before_anything_is_prepared(argum
     assert not (tmp_path / "prepared").exists()
 
 
-def test_networks_for_other_channels_are_refused():
-    names = [name for name in models.list_models() if models.create_model(name).input_channels != 3]
-    with pytest.raises(UserError, match=f"RGB photographs; {names[0]} takes"):
-        BenchTrain(models=(names[0],)).run()
+def test_networks_for_gray_are_refused():
+    with pytest.raises(UserError, match="RGB photographs; restormer_denoising_gray takes gray ones"):
+        BenchTrain(models=("restormer_denoising_gray",)).run()
+
+
+def test_a_network_that_takes_more_than_a_photograph_is_given_more(tmp_path, monkeypatch):
+    class WithPrior(OneConvolution):
+        input_channels: ClassVar[int] = 6
+        prior: ClassVar[bool] = True
+
+    monkeypatch.setattr(models, "create_model", lambda name, **options: WithPrior(**options))
+    row = throughput.run_case(Case("gama_ir_tiny", patch_size=16, batch_size=8, steps=1, prepared_dir=str(tmp_path)))
+    assert row["parameters"] == 3 * 3 * 6 * 3 + 3
+    assert row["multiply_adds"] == 3 * (8 * 16 * 16) * (3 * 3 * 6 * 3)
 
 
 def test_a_row_that_fails_says_which_and_why():

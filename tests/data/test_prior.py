@@ -18,8 +18,9 @@ from gamax.data.datasets import check_channels, prepare, source_examples, traini
 from gamax.data.examples import order_views
 from gamax.data.pipeline import training_batches
 from gamax.data.preprocessing import preprocess
-from gamax.data.prior import SETTINGS_NAME, check_prior_option, prior_path
+from gamax.data.prior import SETTINGS_NAME, check_prior_limit, check_prior_option, prior_path
 from gamax.errors import UserError
+from gamax.models import create_model
 from gamax.models.restormer import Restormer
 from gamax.models.swintormer import Swintormer
 
@@ -213,3 +214,15 @@ def test_networks_take_the_channels_of_their_data():
     ):
         check_channels(model, DataConfig("d", prior=prior), {"input": channels, "target": 3})
     check_prior_option(Swintormer(prior=True), "folder", "--prior")
+
+
+def test_a_network_that_decodes_its_prior_must_know_its_limit():
+    network = create_model("swintormer_prior_decoder")
+    with pytest.raises(
+        UserError, match=r"latents of 'P' go to plus and minus 2.5, .* as if to 1.0: .* prior_limit=2.5"
+    ):
+        check_prior_limit(network, {"limit": 2.5}, "P")
+    check_prior_limit(network.clone(prior_limit=2.5), {"limit": 2.5}, "P")
+    # Another program has made it, or nothing is decoded.
+    check_prior_limit(network, {}, "P")
+    check_prior_limit(Swintormer(prior=True), {"limit": 2.5}, "P")

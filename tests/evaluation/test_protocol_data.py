@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -229,19 +230,23 @@ def test_priors_are_found_by_the_names_of_the_images(tmp_path):
         for number in numbers:
             image(prior_path(prior, split, str(number)), 10 * len(split) + number, np.uint16)
     (prior / "prior.json").write_text("{}")
-    examples = protocol_examples(protocol, tmp_path / "a/test", prior)
+    # The same names are in another split: other images, or an interrupted `gamax data prior`.
+    with pytest.raises(UserError, match=r"no prior '.*prior/test/1.png'"):
+        protocol_examples(protocol, tmp_path / "a/test", prior)
+    (tmp_path / "a/test").rename(tmp_path / "a/others")
+    examples = protocol_examples(protocol, tmp_path / "a/others", prior)
     given = cv2.imread(str(prior / "train/2.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
     assert examples[1]["input"].dtype == np.uint16
     np.testing.assert_array_equal(examples[1]["input"][..., 3:], given)
-    # In two splits: the folder of the images says which.
+    # In two splits: only the name of a split says which.
     for number in (1, 2):
         image(prior_path(prior, "test", str(number)), 0, np.uint16)
+    with pytest.raises(UserError, match=r"priors for the images in '.*others' in each of test, train: give the folder"):
+        protocol_examples(protocol, tmp_path / "a/others", prior)
+    shutil.copytree(tmp_path / "a/others", tmp_path / "a/test")
     examples = protocol_examples(protocol, tmp_path / "a/test", prior)
     given = cv2.imread(str(prior / "test/2.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
     np.testing.assert_array_equal(examples[1]["input"][..., 3:], given)
-    (tmp_path / "a/test").rename(tmp_path / "a/others")
-    with pytest.raises(UserError, match=r"priors for the images in '.*others' in each of test, train: give the folder"):
-        protocol_examples(protocol, tmp_path / "a/others", prior)
     images(tmp_path / "a/others", "input/4.png", "target/4.png")
     with pytest.raises(UserError, match=r"no folder in '.*prior' has a prior for each of the 3 images in '.*others'"):
         protocol_examples(protocol, tmp_path / "a/others", prior)

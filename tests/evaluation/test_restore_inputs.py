@@ -250,6 +250,12 @@ def test_what_a_network_does_not_take_is_refused_first(tmp_path, weights, diffus
     assert not (tmp_path / "out").exists()
 
 
+def test_the_left_view_is_no_right_one(tmp_path, weights):
+    (source,) = fill(tmp_path / "in", a=photograph())
+    with pytest.raises(UserError, match=r"--right '.*a.png' is the left view itself; name the right one"):
+        restore_files([source], tmp_path / "out.png", weights["swintormer_dual_pixel"], right=source)
+
+
 def test_right_views_are_not_written_over(tmp_path, weights):
     sources = fill(tmp_path / "left", a=photograph(), b=photograph())
     fill(tmp_path / "right", a=photograph(), b=photograph())

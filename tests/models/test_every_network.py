@@ -37,7 +37,6 @@ SMALL: dict[type[nn.Module], dict[str, Any]] = {
     SAPHN: {"widths": (2, 4, 4), "levels": (1, 2), "blocks": 1, "kernel_size": 1, "max_offset": 1, "descriptors": 2},
     LIR: {"width": 16, "encoder_blocks": (2, 0), "middle_blocks": 0, "decoder_blocks": (0, 0)},
     Swintormer: {"width": 8, "blocks": (4, 0, 0, 1), "refinement_blocks": 0, "window_size": 2, "heads": (1, 2, 2, 2)},
-    # Its group norms have 32 groups.
     Autoencoder: {"width": 8, "multipliers": (1, 1), "blocks": 1, "codes": 8},
 }
 

@@ -117,9 +117,12 @@ def test_a_network_that_does_not_train_a_part_must_be_given_it(runs):
         frozen_parts: ClassVar[tuple[str, ...]] = ("intro",)
 
     model = WithTrainedIntro(**TINY)
-    message = f"{NAME} needs the intro of another run, .* itself: add --training.initial-weights intro=RUN"
-    with pytest.raises(UserError, match=message):
-        check_initial_weights(model, experiment(ending=f"{runs[0]}/a:ending"), SHAPES)
+    message = f"{NAME} needs the intro of another run, as this one does not train it: add .* intro=RUN"
+    ending = experiment(ending=f"{runs[0]}/a:ending")
+    frozen = replace(ending, training=replace(ending.training, frozen=("intro",)))
+    for chosen, configuration in ((model, ending), (NAFNet(**TINY), frozen)):
+        with pytest.raises(UserError, match=message):
+            check_initial_weights(chosen, configuration, SHAPES)
     for sources in ({"intro": f"{runs[0]}/a:intro"}, {"all": f"{runs[0]}/a"}):
         check_initial_weights(model, experiment(**sources), SHAPES)
 

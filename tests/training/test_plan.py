@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from typing import Any
 from unittest.mock import Mock
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from gamax.blocks import Conv
 from gamax.config import DataConfig, Experiment, ModelConfig, TrainingConfig, stages
 from gamax.errors import UserError
 from gamax.training import plan, sharding
-from gamax.training.plan import plan_step, planned_devices, planned_mesh
+from gamax.training.plan import plan_step, planned_devices, planned_mesh, step_multiply_adds
 from gamax.training.program import collectives
 
 
@@ -32,6 +33,16 @@ class Net(nn.Module):
 @pytest.fixture
 def small_network(monkeypatch):
     monkeypatch.setattr(plan, "create_model", lambda name, **_: Net())
+
+
+def test_products_are_those_of_the_loss_of_training():
+    class TwiceInTraining(Net):
+        def training_loss(self, inputs: Any, targets: Any, keys: Any, progress: Any, loss: Any) -> Any:
+            return loss(self(self(inputs)), targets), {}
+
+    for network, calls in ((Net(), 1), (TwiceInTraining(), 2)):
+        params = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
+        assert step_multiply_adds(network, params["params"], 8, 5) == 3 * calls * 5 * 64 * 81
 
 
 @pytest.mark.parametrize(
