@@ -9,7 +9,7 @@ from gamax.blocks.content_aware import ContentAwareModule
 from gamax.blocks.convolution import Conv, ConvTranspose, depthwise_conv
 from gamax.blocks.efficient_attention import EfficientAttention
 from gamax.blocks.gama import GAMA
-from gamax.blocks.mixers import MIXERS, Mixer, check_mixer_option, is_global, make_mixer, samples_pixels
+from gamax.blocks.mixers import MIXERS, Mixer, check_mixer_option, find_mixer, is_global, make_mixer, samples_pixels
 from gamax.blocks.naf import BaselineBlock, NAFBlock, PlainBlock, check_mixer, simple_gate
 from gamax.blocks.normalization import LayerNorm
 from gamax.blocks.padding import pad_to_multiple
@@ -58,6 +58,7 @@ __all__ = [
     "check_mixer",
     "check_mixer_option",
     "depthwise_conv",
+    "find_mixer",
     "gaussian_blur",
     "is_global",
     "make_mixer",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -18,7 +23,7 @@ from gamax.blocks.pooling import check_local_window
 from gamax.errors import UserError, nearest
 
 Mixer = str | Callable[[], nn.Module] | None
-"""A name from `MIXERS`, a module class or function that makes a module, or None for an empty slot."""
+"""What `find_mixer` reads, a module class or function that makes a module, or None for an empty slot."""
 
 MIXERS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
@@ -35,21 +40,84 @@ MIXERS: dict[str, Callable[..., nn.Module] | None] = {
 _WITH_WINDOW = ("gama", "squeeze_excite", "sca")
 
 
+def find_mixer(text: str) -> tuple[str, Callable[..., nn.Module] | None, dict[str, Any]]:
+    """What makes the mixer that a configuration describes.
+
+    Args:
+        text: `sca`, a name from `MIXERS`, or `my_blocks:MyBlock`, a module class (or a function that makes a module) by
+            its import path, which is looked for in the working folder too; either with options in brackets:
+            `gama(kernel_size=5)`. Options are numbers, strings, booleans, None, or tuples of them.
+
+    Returns:
+        The name or import path, the class (None for an empty slot), and the options.
+
+    Raises:
+        UserError: if there is no such mixer, or the text is none of these.
+
+    """
+    path, bracket, rest = text.partition("(")
+    options = _options(text, bracket + rest) if bracket else {}
+    if ":" in path:
+        return path, _import(path), options
+    if path not in MIXERS:
+        raise UserError(f"unknown mixer {nearest(path, MIXERS)}; code of your own is given as my_blocks:MyBlock")
+    named = MIXERS[path]
+    valid = () if named is None else named.__dataclass_fields__.keys() - {"parent", "name", "dtype", "param_dtype"}
+    for option in options:
+        if option not in valid:
+            raise UserError(f"the mixer {path} has no option {nearest(option, valid)}")
+    return path, named, options
+
+
+def _options(text: str, call: str) -> dict[str, Any]:
+    try:
+        parsed = ast.parse("mixer" + call, mode="eval").body
+        if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
+            raise ValueError("no call with named options")
+        return {str(option.arg): ast.literal_eval(option.value) for option in parsed.keywords}
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"the mixer '{text}' is not of the form gama(kernel_size=5)") from error
+
+
+def _import(path: str) -> Callable[..., nn.Module]:
+    module_name, _, name = path.partition(":")
+    # A program that was installed, unlike `python -m`, does not look there by itself.
+    folder = os.getcwd()
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # A module of the user's can fail in any way.
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot import the mixer '{path}' ({reason}); write MODULE:CLASS, as in Python") from error
+    finally:
+        if added:
+            sys.path.remove(folder)
+    check_mixer(found)
+    return found
+
+
+def foreign_module(mixer: object) -> str | None:
+    """The module that the text of a mixer imports, unless that is a part of gamax; None for any other mixer."""
+    module = mixer.partition("(")[0].partition(":") if isinstance(mixer, str) else ("", "", "")
+    return module[0] if module[1] and module[0].partition(".")[0] != "gamax" else None
+
+
 def check_mixer_option(mixer: object, local_window: int | None, levels: int) -> None:
     """Raises `UserError` for options of a network with which `make_mixer` could not fill the slot on every level.
 
     Args:
-        mixer: a name from `MIXERS`, what makes a module, or None.
+        mixer: what `find_mixer` reads, what makes a module, or None.
         local_window: pixels of the window on the first level, halved on each of the `levels` below; None for none.
         levels: how often the network halves the image.
 
     """
+    name = find_mixer(mixer)[0] if isinstance(mixer, str) else None
     if not isinstance(mixer, str):
         check_mixer(mixer)
-    elif mixer not in MIXERS:
-        raise UserError(f"unknown mixer {nearest(mixer, MIXERS)}")
     if local_window is not None:
-        if mixer not in _WITH_WINDOW:
+        if name not in _WITH_WINDOW:
             raise UserError(f"local_window is for the mixers gama, squeeze_excite and sca, by name, not for {mixer!r}")
         check_local_window(local_window, levels)
 
@@ -59,20 +127,30 @@ def make_mixer(
 ) -> Callable[[], nn.Module] | None:
     """What `NAFBlock` takes for its mixer.
 
-    A named mixer gets the dtypes, and the window in pixels unless it is None; what a program passes decides itself.
+    A mixer of `MIXERS` gets the dtypes, and the window in pixels unless it is None; one that a program passes, or that
+    is imported, decides itself.
     """
     if not isinstance(mixer, str):
         return mixer
-    named = MIXERS[mixer]
-    options = {} if window is None else {"window": window}
-    return partial(named, **options, dtype=dtype, param_dtype=param_dtype) if named else None
+    name, found, options = find_mixer(mixer)
+    if found is None:
+        return None
+    if name in MIXERS:
+        options |= {"dtype": dtype, "param_dtype": param_dtype} | ({} if window is None else {"window": window})
+    return partial(found, **options)
 
 
 def is_global(mixer: Mixer) -> bool:
     """Whether an output pixel may depend on the whole image: what a program passes is taken for such a mixer."""
-    return mixer not in (None, "none", "pixel_dependent_filter")
+    return _name(mixer) not in (None, "none", "pixel_dependent_filter")
 
 
 def samples_pixels(mixer: Mixer) -> bool:
     """Whether features may be taken from places that depend on the image, so that devices exchange more than halos."""
-    return not isinstance(mixer, str | None) or mixer in ("pixel_dependent_filter", "content_aware")
+    name = _name(mixer)
+    return name is not None and (name not in MIXERS or name in ("pixel_dependent_filter", "content_aware"))
+
+
+def _name(mixer: Mixer) -> str | None:
+    """The name of a mixer from `MIXERS`, or anything else but None."""
+    return mixer.partition("(")[0] if isinstance(mixer, str) else None if mixer is None else "a program's own"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ from gamax.blocks.activation import gelu
 from gamax.blocks.attention import SqueezeExcite
 from gamax.blocks.convolution import Conv
 from gamax.blocks.normalization import LayerNorm
-from gamax.errors import UserError
+from gamax.errors import UserError, nearest
+
+MixerPosition = Literal["first", "gate", "last"]
+"""Where `NAFBlock` has its mixer: before the convolutions of the spatial half, after its gate, or at its end."""
 
 
 def simple_gate(x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
@@ -32,24 +35,37 @@ def check_mixer(mixer: object) -> None:
         )
 
 
+def check_mixer_position(position: str) -> None:
+    """Raises `UserError` for a position that `NAFBlock` does not have."""
+    if position not in get_args(MixerPosition):
+        raise UserError(f"unknown mixer_position {nearest(str(position), get_args(MixerPosition))}")
+
+
 class NAFBlock(nn.Module):
     """Spatial half (3x3 convolution, gate, mixer) and channel half (gated 1x1), each added with a learned scale.
 
     Both scales start at zero, so a fresh block is the identity. `mixer` makes the module that fills the
     channel-attention slot: `SimplifiedChannelAttention` gives NAFNet's block, `GAMA` that of GAMA-IR; it must keep
     the shape `[B, H, W, C]`. With `spatial_conv="dense"` one dense 3x3 convolution C -> 2 C stands in for the pair of
-    1x1 expansion and depth-wise 3x3: two linear maps in a row could express no more than it does.
+    1x1 expansion and depth-wise 3x3: two linear maps in a row could express no more than it does. The slot is after the
+    gate, as in those networks; for ablations `mixer_position` moves it before the first convolution (`first`), or to
+    the end of the spatial half (`last`).
     """
 
     mixer: Callable[[], nn.Module] | None = None
     spatial_conv: Literal["depthwise", "dense"] = "depthwise"
+    mixer_position: MixerPosition = "gate"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Names the mixer's parameters `mixing`, whichever module it is."""
         check_mixer(self.mixer)
+        check_mixer_position(self.mixer_position)
         self.mixing = self.mixer() if self.mixer else None
+
+    def _mix(self, y: Array, position: str) -> Array:
+        return y if self.mixing is None or position != self.mixer_position else self.mixing(y)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -58,16 +74,14 @@ class NAFBlock(nn.Module):
         x = x.astype(self.dtype or x.dtype)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        y = LayerNorm(name="spatial_norm", **dtypes)(x)
+        y = self._mix(LayerNorm(name="spatial_norm", **dtypes)(x), "first")
         if self.spatial_conv == "depthwise":
             y = Conv(2 * channels, 1, name="expand", **dtypes)(y)
             y = Conv(2 * channels, 3, depthwise=True, name="spatial", **dtypes)(y)
         else:
             y = Conv(2 * channels, 3, name="spatial", **dtypes)(y)
-        y = simple_gate(y)
-        if self.mixing is not None:
-            y = self.mixing(y)
-        y = Conv(channels, 1, name="project", **dtypes)(y)
+        y = self._mix(simple_gate(y), "gate")
+        y = self._mix(Conv(channels, 1, name="project", **dtypes)(y), "last")
         x = x + residual_scale(self, "spatial_scale", channels, y.dtype) * y
 
         y = LayerNorm(name="channel_norm", **dtypes)(x)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gamax.blocks.mixers import foreign_module
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 from gamax.models import abstract_params, create_model
 
 WEIGHTS_NAME = "weights.safetensors"
 BEST_WEIGHTS_NAME = "weights_best.safetensors"
+
+TRUSTED_MODULES = "GAMAX_TRUSTED_MODULES"
+"""The variable of the environment with the modules, separated by commas, that weight files may name blocks of."""
 
 
 def save_weights(
@@ -68,7 +74,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         The network and its parameters, a nested dictionary of arrays.
 
     Raises:
-        UserError: if the file is missing, damaged, not gamax's own, or does not fit the network.
+        UserError: if the file is missing, damaged, not gamax's own, does not fit the network, or needs a block that is
+            not gamax's, from a module that is neither imported nor named in the variable `GAMAX_TRUSTED_MODULES`.
 
     """
     path = find_weights(run_or_file)
@@ -79,9 +86,21 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         options = {**description["overrides"], "dtype": dtype}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
+    _check_trusted(path, options)
     model = create_model(name, **{**options, **overrides})
     _check_fit(f"'{path}'", name, model, tensors)
     return model, unflatten_dict(tensors, sep="/")
+
+
+def _check_trusted(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuses weights that would have code imported which the user has neither imported nor named."""
+    for value in options.values():
+        module = foreign_module(value)
+        if module and module not in sys.modules and module not in os.environ.get(TRUSTED_MODULES, "").split(","):
+            raise UserError(
+                f"'{path}' needs the block '{value}', and gamax imports no code because a file says so: if you trust "
+                f"the module '{module}', set {TRUSTED_MODULES}={module}, or import it in your program"
+            )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, jax.Array], dict[str, str]]:

@@ -30,6 +30,7 @@ from gamax.blocks import (
     repeat,
     samples_pixels,
 )
+from gamax.blocks.naf import MixerPosition, check_mixer_position
 from gamax.errors import UserError, nearest
 
 
@@ -38,7 +39,8 @@ class GAMAIR(nn.Module):
 
     `width` channels at full resolution, doubled at each of `levels` halvings; `depth` counts all blocks:
     `blocks_per_level` on each level of encoder and decoder, the rest at the bottom. `mixer` fills the slot in every
-    block: a name from `gamax.blocks.MIXERS`, a module class, or None. Block layout: reconstruction. With `local_window`
+    block: what `find_mixer` reads, such as `sca` or `gama(kernel_size=5)`, a module class, or None; `mixer_position` is
+    that of `NAFBlock`. Block layout: reconstruction. With `local_window`
     means over the image become means over that many pixels, halved on every level, and parameters stay the same: the
     test-time local conversion (arXiv 2112.04491), ours for GAMA; a network trained on crops of 256 takes 384.
     """
@@ -48,6 +50,7 @@ class GAMAIR(nn.Module):
     levels: int = 4
     blocks_per_level: int = 2
     mixer: Mixer = "gama"
+    mixer_position: MixerPosition = "gate"
     spatial_conv: Literal["depthwise", "dense"] = "depthwise"
     local_window: int | None = None
     scan: bool = False
@@ -57,6 +60,7 @@ class GAMAIR(nn.Module):
 
     def __post_init__(self) -> None:
         check_mixer_option(self.mixer, self.local_window, self.levels)
+        check_mixer_position(self.mixer_position)
         if self.spatial_conv not in ("depthwise", "dense"):
             raise UserError(f"unknown spatial_conv {nearest(str(self.spatial_conv), ('depthwise', 'dense'))}")
         if self.width < 2 or self.width % 2 or self.levels < 1 or self.blocks_per_level < 1:
@@ -108,7 +112,8 @@ class GAMAIR(nn.Module):
 
         def blocks(x: Array, count: int, name: str, level: int) -> Array:
             window = self.local_window and self.local_window >> level
-            block = partial(NAFBlock, make_mixer(self.mixer, window, **dtypes), self.spatial_conv, **dtypes)
+            mixer = make_mixer(self.mixer, window, **dtypes)
+            block = partial(NAFBlock, mixer, self.spatial_conv, self.mixer_position, **dtypes)
             return repeat(self, block, count, x, name, scan=self.scan, remat=self.remat)
 
         x = conv(self.width, 3, name="intro")(pad_to_multiple(images, self.size_multiple))

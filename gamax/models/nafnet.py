@@ -43,7 +43,7 @@ class NAFNet(nn.Module):
     on each level, the decoder's from the lowest up, and `middle_blocks` those at the bottom. `block` is `naf`, or
     `baseline` for the network that NAFNet was made from, or `plain` for the one before that, without norms and channel
     attention (reconstruction); the 3x3 convolutions of these two have `expansion` times the channels. `mixer` fills the
-    slot of the channel attention in blocks `naf`: a name from `gamax.blocks.MIXERS`, a module class, or None; all but
+    slot of the channel attention in blocks `naf`: what `find_mixer` reads, a module class, or None; all but
     `sca` are ours. Images are padded with zeros. With `local_window` channels are weighted by means over that many
     pixels around every pixel instead of the whole image, halved on every level; the authors take 384 for networks
     trained on crops of 256, and parameters stay the same. Raises `UserError` for numbers that make no network.
