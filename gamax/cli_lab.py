@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from gamax.cli_lab_studies import LabAblation, LabLandscape, LabMemorise, LabReceptiveField, LabSwap
 from gamax.console import print_table, say
 from gamax.errors import UserError
 
@@ -47,16 +48,19 @@ class LabExplain:
             say(f"wrote {path}")
 
 
-# A single verb would not be one: tyro makes verbs of unions only.
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """Looks into networks."""
+    """Looks into networks, and tries blocks."""
 
     verb: (
         Annotated[LabExplain, tyro.conf.subcommand("explain", prefix_name=False)]
-        | Annotated[LabExplain, tyro.conf.Suppress]
+        | Annotated[LabMemorise, tyro.conf.subcommand("memorise", prefix_name=False)]
+        | Annotated[LabAblation, tyro.conf.subcommand("ablation", prefix_name=False)]
+        | Annotated[LabReceptiveField, tyro.conf.subcommand("receptive-field", prefix_name=False)]
+        | Annotated[LabSwap, tyro.conf.subcommand("swap", prefix_name=False)]
+        | Annotated[LabLandscape, tyro.conf.subcommand("landscape", prefix_name=False)]
     )
-    """What to look at."""
+    """What to look at, or to try."""
 
     def run(self) -> None:
         """Carries the verb out."""

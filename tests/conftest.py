@@ -49,6 +49,7 @@ CHECKED = (
     "cli_data",
     "cli_export",
     "cli_lab",
+    "cli_lab_studies",
     "cli_plan",
     "cli_prior",
     "lab",

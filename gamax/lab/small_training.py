@@ -168,7 +168,7 @@ def train_small(
     targets = jnp.asarray(photographs.test, jnp.float32) / 255
     inputs = degrade(jax.random.key(0), targets, TASKS[task])
     squares = jnp.asarray(photographs.train)
-    state = jax.jit(partial(initial_state, model, seeded))()
+    state = initial_state(model, seeded)
     scored_at = {round(budget.steps * (part + 1) / CURVE_POINTS) for part in range(CURVE_POINTS)} | {budget.steps}
     curve: list[list[Any]] = []
     metrics: dict[str, Any] = {}
