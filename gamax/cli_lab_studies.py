@@ -18,7 +18,7 @@ Task = Literal["denoise", "derain"]
 
 @dataclasses.dataclass(frozen=True)
 class LabMemorise:
-    """Fits one image by networks with fewer parameters than it has pixels, equal but for the block: what it is good for.
+    """Fits one image by networks with fewer parameters than it has pixels, equal but for the block.
 
     Figure 5 of the paper of GAMA-IR: a chessboard, which repeats, against a photograph. An interrupted study goes on.
     """
