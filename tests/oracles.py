@@ -100,10 +100,13 @@ def gate(x: np.ndarray) -> np.ndarray:
     return x[..., :half] * x[..., half:]
 
 
-def naf_block(x: np.ndarray, params: Params, mixer: str) -> np.ndarray:
-    y = layer_norm(x, params["spatial_norm"])
+def naf_block(x: np.ndarray, params: Params, mixer: str, position: str = "gate") -> np.ndarray:
+    def mix(y: np.ndarray, here: str) -> np.ndarray:
+        return MIXERS[mixer](y, params.get("mixing", {})) if here == position else y
+
+    y = mix(layer_norm(x, params["spatial_norm"]), "first")
     y = conv(pointwise(y, params["expand"]), params["spatial"]) if "expand" in params else conv(y, params["spatial"])
-    y = pointwise(MIXERS[mixer](gate(y), params.get("mixing", {})), params["project"])
+    y = mix(pointwise(mix(gate(y), "gate"), params["project"]), "last")
     x = x + np.asarray(params["spatial_scale"], np.float64) * y
     y = pointwise(layer_norm(x, params["channel_norm"]), params["channel_expand"])
     return x + np.asarray(params["channel_scale"], np.float64) * pointwise(gate(y), params["channel_project"])

@@ -62,7 +62,8 @@ def find_mixer(text: str) -> tuple[str, Callable[..., nn.Module] | None, dict[st
     if path not in MIXERS:
         raise UserError(f"unknown mixer {nearest(path, MIXERS)}; code of your own is given as my_blocks:MyBlock")
     named = MIXERS[path]
-    valid = () if named is None else named.__dataclass_fields__.keys() - {"parent", "name", "dtype", "param_dtype"}
+    fields: dict[str, Any] = getattr(named, "__dataclass_fields__", {})
+    valid = fields.keys() - {"parent", "name", "dtype", "param_dtype"}
     for option in options:
         if option not in valid:
             raise UserError(f"the mixer {path} has no option {nearest(option, valid)}")

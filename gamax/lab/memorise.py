@@ -11,7 +11,7 @@ import base64
 import bisect
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,15 +104,20 @@ def matched_network(parameters: int, width: int, depth: int, mixer: str, **optio
 
     """
 
-    def network(total: int) -> MemoryNetwork:
-        hidden = tuple(total // depth + (index < total % depth) for index in range(depth))
-        return MemoryNetwork(width, hidden, mixer, **options)
+    def hidden(total: int) -> tuple[int, ...]:
+        return tuple(total // depth + (index < total % depth) for index in range(depth))
 
+    @cache
+    def of_block(channels: int) -> int:
+        return parameters_of(ResidualMixerBlock(channels, mixer, **options), width)
+
+    ends = parameters_of(MemoryNetwork(width, (), mixer, **options))
     # More channels never take fewer parameters.
     totals = range(depth, 64 * depth * width)
-    above = bisect.bisect_left(totals, parameters, key=lambda total: parameters_of(network(total)))
-    candidates = [network(totals[index]) for index in (above - 1, above) if 0 <= index < len(totals)]
-    best = min(candidates, key=lambda candidate: abs(parameters_of(candidate) - parameters))
+    above = bisect.bisect_left(totals, parameters, key=lambda total: ends + sum(map(of_block, hidden(total))))
+    candidates = [hidden(totals[index]) for index in (above - 1, above) if 0 <= index < len(totals)]
+    nearest = min(candidates, key=lambda widths: abs(ends + sum(map(of_block, widths)) - parameters))
+    best = MemoryNetwork(width, nearest, mixer, **options)
     if abs(parameters_of(best) - parameters) > LARGEST_MISMATCH * parameters:
         raise UserError(
             f"no network of width {width} and depth {depth} with the mixer '{mixer}' has about {parameters:,} "
@@ -121,10 +126,10 @@ def matched_network(parameters: int, width: int, depth: int, mixer: str, **optio
     return best
 
 
-def parameters_of(network: nn.Module) -> int:
-    """The number of parameters of a network that takes noise."""
-    noise = jax.ShapeDtypeStruct((1, 16, 16, NOISE_CHANNELS), jnp.float32)
-    return count_parameters(jax.eval_shape(network.init, jax.random.key(0), noise))
+def parameters_of(module: nn.Module, channels: int = NOISE_CHANNELS) -> int:
+    """The number of parameters of a module that takes images of so many channels."""
+    images = jax.ShapeDtypeStruct((1, 16, 16, channels), jnp.float32)
+    return count_parameters(jax.eval_shape(module.init, jax.random.key(0), images))
 
 
 def chessboard(size: int, squares: int) -> RGB:
@@ -208,14 +213,21 @@ def study(
             "steps": steps,
             "learning_rate": learning_rate,
         }
-        for image in images
+        # All images of a mixer share its compiled program.
         for mixer in mixers
+        for image in images
         for seed in seeds
     ]
 
     def run(trial: Trial, update: Callable[[float, str], object]) -> dict[str, Any]:
         network = networks[trial["mixer"]]
-        return memorise(network, targets[trial["image"]], steps, learning_rate, trial["seed"], update)
+        found = memorise(network, targets[trial["image"]], steps, learning_rate, trial["seed"], update)
+        if not np.isfinite(found["psnr"]):
+            raise UserError(
+                f"the training with the mixer '{trial['mixer']}' on the {trial['image']}, seed {trial['seed']}, is not "
+                "finite any more: the mixer gives or divides by what is none, or --learning-rate is too high"
+            )
+        return found
 
     rows = run_trials(trials, run, folder)
     summary = [_summary(image, mixer, networks[mixer], rows) for image in images for mixer in mixers]
@@ -246,7 +258,7 @@ def study(
 
 
 def memorise(
-    network: MemoryNetwork,
+    network: nn.Module,
     target: RGB,
     steps: int,
     learning_rate: float,
@@ -257,10 +269,7 @@ def memorise(
 
     Returns:
         `psnr` in dB of the clipped image at the end, `curve` of pairs of step and PSNR (of the training, not clipped),
-        and `picture`, the image as PNG in base 64.
-
-    Raises:
-        UserError: if the network's output is not finite at the end.
+        and `picture`, the image as PNG in base 64. PSNR is not a number if the output is none.
 
     """
     noise_key, key = jax.random.split(jax.random.key(seed))
@@ -275,13 +284,8 @@ def memorise(
         if number % LOGGED_EVERY == 0 or number == steps:
             curve.append([number, _psnr(float(loss))])
             update(number / steps, f"seed {seed}, {curve[-1][1]:.1f} dB")
-    result = np.asarray(restore(state[0], noise)[0])
-    if not np.isfinite(result).all():
-        raise UserError(
-            f"the training with the mixer '{network.mixer}' and seed {seed} has diverged: lower --learning-rate"
-        )
-    clipped = np.clip(result, 0, 1)
-    picture = base64.b64encode(encode_image(to_integers(clipped), ".png")).decode()
+    clipped = np.clip(np.asarray(restore(state[0], noise)[0]), 0, 1)
+    picture = base64.b64encode(encode_image(to_integers(np.nan_to_num(clipped)), ".png")).decode()
     return {"psnr": _psnr(float(np.mean((clipped - target) ** 2))), "curve": curve, "picture": picture}
 
 
@@ -305,7 +309,7 @@ def _program(network: nn.Module, steps: int, learning_rate: float) -> tuple[Any,
 
 
 def _psnr(squared_error: float) -> float:
-    return float(-10 * np.log10(max(squared_error, 1e-12)))
+    return float(-10 * np.log10(np.maximum(squared_error, 1e-12)))
 
 
 def _sha256(image: RGB) -> str:

@@ -62,7 +62,7 @@ def pictures_figure(
     """
     mixers = list(dict.fromkeys(line["mixer"] for line in summary))
     figure = Figure((2.2 * (len(mixers) + 1), 0.6 + 2.5 * len(targets)), dpi=110, layout="constrained")
-    figure.suptitle(f"What is memorised (first seed; below: mean PSNR of all seeds); {title}", fontsize=9)
+    figure.suptitle(f"What is memorised by the first seed; PSNR: mean of all\n{title}", fontsize=9)
     rows = figure.subplots(len(targets), len(mixers) + 1, squeeze=False)
     for axes, (image, target) in zip(rows, targets.items(), strict=True):
         axes[0].imshow(target, interpolation="nearest", vmin=0, vmax=1)

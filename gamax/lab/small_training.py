@@ -38,8 +38,6 @@ MOST_SQUARES = (1024, 16)
 CURVE_POINTS = 5
 """How often a training is scored, the end included."""
 
-Squares = UInt8[np.ndarray, "n s s 3"]
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -61,8 +59,8 @@ class Budget:
 class Photographs:
     """Squares cut from clean photographs, as integers."""
 
-    train: Squares
-    test: Squares
+    train: UInt8[np.ndarray, "n s s 3"]
+    test: UInt8[np.ndarray, "m t t 3"]
     description: str
     sha256: str
     """Of all their pixels."""

@@ -7,6 +7,7 @@ import oracles
 import pytest
 
 from gamax.blocks import GAMA
+from gamax.errors import UserError
 from gamax.models import count_parameters
 
 KERNELS = ("channel_kernel", "height_kernel", "width_kernel")
@@ -86,3 +87,32 @@ def test_a_window_that_covers_the_image_changes_nothing(random_params):
     params = random_params(GAMA(3), x.shape)
     local, whole = (jax.jit(GAMA(3, window).apply)({"params": params}, x) for window in (6, None))
     np.testing.assert_array_equal(local, whole)
+
+
+@pytest.mark.parametrize("axes", [("channel",), ("width", "height"), ("channel", "height", "width")])
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+def test_the_switches_for_ablations_leave_out_means_and_gate(axes, combine, random_params):
+    shape = (2, 6, 5, 4)
+    x = np.random.default_rng(1).normal(size=shape)
+    block = GAMA(3, axes=axes, combine=combine)
+    params = random_params(block, shape)
+    assert params.keys() == {f"{axis}_kernel" for axis in axes}
+    whole = {f"{axis}_kernel": np.zeros((3, 3)) for axis in ("channel", "height", "width")} | params
+    maps = oracles.gama(x, whole) - x
+    expected = x + maps if combine == "add" else x / (1 + np.exp(-maps))
+    result = jax.jit(block.apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"axes": ("depth",)}, "GAMA has no axis 'depth'"),
+        ({"axes": ()}, "one to three different axes"),
+        ({"axes": ("width", "width")}, "one to three different axes"),
+        ({"combine": "mul"}, "unknown combine 'mul' .valid: add, multiply. of GAMA"),
+    ],
+)
+def test_switches_that_there_are_not_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        shapes(jnp.ones((1, 4, 4, 2)), **options)

@@ -12,7 +12,7 @@ import pytest
 
 from gamax.blocks import GAMA, MIXERS, NAFBlock, SimplifiedChannelAttention, simple_gate
 from gamax.errors import UserError
-from gamax.models import count_parameters
+from gamax.models import count_parameters, create_model
 
 
 class Doubling(nn.Module):
@@ -100,6 +100,22 @@ def test_a_users_mixer_stands_between_gate_and_projection(random_params):
     result = jax.jit(NAFBlock(Doubling).apply)({"params": params}, x)
     expected = jax.jit(NAFBlock().apply)({"params": without}, x)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["first", "gate", "last"])
+def test_the_mixer_stands_where_it_was_asked_for(position, random_params):
+    x = np.random.default_rng(0).normal(size=(1, 6, 5, 4))
+    block = NAFBlock(GAMA, mixer_position=position)
+    params = random_params(block, x.shape)
+    result = jax.jit(block.apply)({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(result, oracles.naf_block(x, params, "gama", position), atol=1e-4)
+
+
+def test_a_position_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="unknown mixer_position 'middle'"):
+        create_model("gama_ir_tiny", mixer_position="middle")
+    with pytest.raises(UserError, match="unknown mixer_position 'end'"):
+        NAFBlock(GAMA, mixer_position="end").init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
 
 
 @pytest.mark.parametrize("mixer", [GAMA(), "gama", 3])
