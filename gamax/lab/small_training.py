@@ -215,7 +215,9 @@ def _restore(model: nn.Module, params: Any, inputs: Array) -> Array:
 
 def _psnr(restored: Array, targets: Array) -> float | None:
     """Of all squares together: one that is all white shows no rain, and its own PSNR would be infinite."""
-    return _finite(float(-10 * jnp.log10(jnp.mean(jnp.square(jnp.clip(restored, 0, 1) - targets)))))
+    # Clipping would make a number of infinity.
+    error = jnp.where(jnp.isfinite(restored), jnp.clip(restored, 0, 1), jnp.nan) - targets
+    return _finite(float(-10 * jnp.log10(jnp.mean(jnp.square(error)))))
 
 
 def _finite(value: float) -> float | None:
