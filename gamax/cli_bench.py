@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,15 +82,6 @@ def _write_line(output: Path | None, row: dict[str, Any]) -> None:
     if output:
         with output.open("a") as file:
             file.write(line + "\n")
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Height and width of `HEIGHTxWIDTH`."""
-    match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
-    height, width = map(int, match.groups()) if match else (0, 0)
-    if min(height, width) < 2:
-        raise UserError(f"'{size}' is not a size; write HEIGHTxWIDTH, for example 256x256")
-    return height, width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,8 +90,7 @@ def cases_of(
         UserError: for a choice that is empty or that no backend can measure.
 
     """
-    from gamax.benchmark.case import Case, check_case
-    from gamax.cli_bench import parse_size
+    from gamax.benchmark.case import Case, check_case, parse_size
     from gamax.config import parse_overrides
 
     if not (models and sizes and batches and precisions and backends):

@@ -38,9 +38,9 @@ class BenchCorrelation:
 
     def run(self) -> None:
         """Carries the verb out."""
+        from gamax.benchmark.case import parse_size
         from gamax.benchmark.correlation import FEWEST_SHAPES, TARGETS, population, spread, study
         from gamax.benchmark.plots import PROGRAM_MEMORY
-        from gamax.cli_bench import parse_size
 
         _check_folder(self.output)
         height, width = parse_size(self.size)

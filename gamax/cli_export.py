@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gamax.cli_bench import parse_size
 from gamax.console import say
 from gamax.errors import UserError
 from gamax.files import check_writable, replace_atomically
@@ -61,6 +60,8 @@ class Export:
             raise UserError(f"--batch must be at least 1, not {self.batch}")
         if not self.platforms:
             raise UserError("--platforms needs at least one of cpu, cuda, rocm and tpu")
+        from gamax.benchmark.case import parse_size
+
         size = parse_size(self.size) if self.size else None
         weights = find_weights(self.weights)
         suffix = "" if self.size is None else f"-{self.size}"

@@ -154,7 +154,7 @@ class LabSwap:
     """Of parameters, crops and degradations."""
     latency_size: str = "256x256"
     """Image size for latency and memory, HEIGHTxWIDTH."""
-    output: Output | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The folder for trials, rows, tables and plots; the default is named after network and mixer, in runs/lab."""
 
     def run(self) -> None:
@@ -175,7 +175,8 @@ class LabLandscape:
     """
 
     networks: tuple[str, ...] = ()
-    """Names of small networks of the study; the default is all. A wrong name lists them."""
+    """Names of small networks of the study; the default is all but lir, which takes long to compile on a CPU. A wrong
+    name lists them."""
     tasks: tuple[Task, ...] = ("denoise", "derain")
     """`denoise` (Gaussian, sigma 25) or `derain` (synthetic streaks)."""
     dataset: str = "sample_photographs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,15 @@ def check_case(case: Case) -> None:
     if min(case.height, case.width, case.batch, case.repeats) < 1:
         raise UserError("a benchmark needs a height, a width, a batch and repeats of at least 1")
     network(case)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Height and width of `HEIGHTxWIDTH`."""
+    match = re.fullmatch(r"([0-9]+)x([0-9]+)", size)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    if min(height, width) < 2:
+        raise UserError(f"'{size}' is not a size; write HEIGHTxWIDTH, for example 256x256")
+    return height, width
 
 
 def network(case: Case) -> nn.Module:

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gamax.benchmark.case import parse_size
 from gamax.benchmark.plots import PROGRAM_MEMORY
-from gamax.cli_bench import parse_size
 from gamax.errors import UserError
 from gamax.lab.ablation_plots import draw_dots, draw_quality_against_cost
 from gamax.lab.cost import cases_of, cost_cells, cost_figures, measure_cost

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from gamax.benchmark.plots import COLOURS, MARKERS
+from gamax.lab.point_names import log_axis, name_points
 
 DPI = 130
-LABEL_GAP = 0.055
-"""The least distance of two labels, as a part of the height of the plot."""
 
 Groups = Mapping[str, Sequence[str]]
 """Names of variants by what they are compared for."""
@@ -89,8 +86,8 @@ def draw_quality_against_cost(
             across = _reach(x, cost["latency_ms_p10"], cost["latency_ms_p90"]) if axes is panels[0] else None
             axes.errorbar(x, y, bars, across, ls="", ms=6, lw=0.8, alpha=0.8, **styles[name][1])
         axes.set_ylabel("PSNR, dB (bars: lowest to highest seed)")
-        _log_axis(axes, label)
-        _name_points(axes, points, {name: styles[name][1]["color"] for name in names})
+        log_axis(axes, label)
+        name_points(axes, points, {name: styles[name][1]["color"] for name in names})
     return figure
 
 
@@ -114,48 +111,3 @@ def _last_places(groups: Groups) -> list[int]:
         count += len(names)
         ends.append(count - 1)
     return sorted({end for end in ends if 0 <= end < count - 1})
-
-
-def _log_axis(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.margins(0.1)
-    axes.grid(alpha=0.3)
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    # Numbers rather than powers of ten, and few of them.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Writes the names in a column beside the plot, a line from each to its point: points may lie on one another."""
-    low, high = axes.get_ylim()
-    # The limits are those of now, whatever the lines to the labels would make of them.
-    axes.set_ylim(low, high)
-    axes.set_xlim(*axes.get_xlim())
-    names = sorted(points, key=lambda name: points[name][1])
-    places = _apart([(points[name][1] - low) / (high - low) for name in names], min(LABEL_GAP, 1 / len(names)))
-    for name, place in zip(names, places, strict=True):
-        axes.annotate(
-            name,
-            points[name],
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            color=colours[name],
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.7, "color": colours[name], "relpos": (0, 0.5)},
-        )
-
-
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Rising places in [0, 1], moved as little as is simple for them to be `gap` apart and to stay inside."""
-    raised: list[float] = []
-    for place in places:
-        raised.append(max(place, raised[-1] + gap) if raised else place)
-    shift = sum(raised) / len(raised) - sum(places) / len(places)
-    moved: list[float] = []
-    for index, place in enumerate(raised):
-        moved.append(max(place - shift, index * gap))
-    return [min(place, 1 - gap * (len(moved) - 1 - index)) for index, place in enumerate(moved)]

@@ -23,8 +23,10 @@ import optax
 from jaxtyping import Array, Float
 
 from gamax.blocks import Conv, find_mixer
+from gamax.blocks.mixers import foreign_module
 from gamax.data.images import decode_image, encode_image, read_image, to_float, to_integers, to_rgb
 from gamax.errors import UserError
+from gamax.lab.block_check import check_block
 from gamax.lab.memorise_plots import curves_figure, pictures_figure
 from gamax.lab.study import Report, Trial, run_trials, spread, with_spread
 from gamax.models import count_parameters
@@ -194,6 +196,8 @@ def study(
     parameters = int(PARAMETERS_PER_PIXEL * size * size)
     networks = {}
     for mixer in mixers:
+        if foreign_module(mixer):
+            check_block(mixer)
         networks[mixer] = matched_network(parameters, width, depth, mixer, kernel_size=kernel_size, padding=padding)
         noise = jax.ShapeDtypeStruct((1, size, size, NOISE_CHANNELS), jnp.float32)
         # Some mixers refuse images that they are too large for.
@@ -340,8 +344,8 @@ def _cells(line: Mapping[str, Any]) -> dict[str, str]:
         return f"{text} ({missed} not)" if missed and reached else text
 
     return {
-        "image": line["image"],
         "mixer": "plain" if line["mixer"] == "none" else line["mixer"],
+        "image": line["image"],
         "parameters": f"{line['parameters']:,}",
         "hidden": " ".join(map(str, line["hidden"])),
         "PSNR, dB": with_spread(line["psnr"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 
 from gamax.benchmark.case import device_name
 from gamax.benchmark.comparison import source_sha256
+from gamax.blocks.mixers import find_mixer, foreign_module
 from gamax.console import print_table, progress_bar, say
 from gamax.environment import environment, versions
 from gamax.errors import UserError
@@ -62,7 +65,7 @@ def run_trials(
         rows = []
         with progress_bar(unit, len(trials), unit) as update:
             for done, trial in enumerate(trials):
-                settings = json.loads(json.dumps(trial))
+                settings = json.loads(json.dumps({**trial, **_sources(trial)}))
                 found = next(
                     (row for row in earlier if row["trial"] == settings and made_by.items() <= row.items()), None
                 )
@@ -75,6 +78,23 @@ def run_trials(
                 rows.append({**settings, **json.loads(json.dumps(found["result"]))})
                 update(done + 1)
     return rows
+
+
+def source_of_block(mixer: object) -> str | None:
+    """SHA-256 of the file that the block of a mixer's text is imported from; None for a mixer of gamax."""
+    module = foreign_module(mixer)
+    if module is None:
+        return None
+    find_mixer(str(mixer))
+    path = getattr(sys.modules[module], "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _sources(trial: Trial) -> dict[str, str]:
+    """The fingerprint of a block of the user's, whose code `source_sha256` does not know."""
+    mixer = trial.get("mixer", trial.get("overrides", {}).get("mixer"))
+    source = source_of_block(mixer)
+    return {} if source is None else {"block_sha256": source}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
