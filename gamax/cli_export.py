@@ -43,6 +43,7 @@ class Export:
         import numpy as np
         from jax import export
 
+        from gamax.benchmark.case import parse_size
         from gamax.evaluation.restorer import Restorer
         from gamax.interop.export import (
             TOLERANCE,
@@ -60,8 +61,6 @@ class Export:
             raise UserError(f"--batch must be at least 1, not {self.batch}")
         if not self.platforms:
             raise UserError("--platforms needs at least one of cpu, cuda, rocm and tpu")
-        from gamax.benchmark.case import parse_size
-
         size = parse_size(self.size) if self.size else None
         weights = find_weights(self.weights)
         suffix = "" if self.size is None else f"-{self.size}"

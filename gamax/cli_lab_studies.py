@@ -229,7 +229,10 @@ def _options(verb: Any) -> dict[str, Any]:
             found["overrides"] = parse_overrides(found["overrides"])
         except ValueError as error:
             raise UserError(f"--overrides: {error}") from error
-    for name, value in found.items():
-        if value == () and name not in ("variants", "overrides"):
-            raise UserError(f"--{name.replace('_', '-')} needs at least one value")
+    for field in dataclasses.fields(verb):
+        value = getattr(verb, field.name)
+        if value == () and field.default != ():
+            raise UserError(f"--{field.name.replace('_', '-')} needs at least one value")
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise UserError(f"--{field.name.replace('_', '-')} must not repeat a value")
     return found

@@ -26,6 +26,12 @@ class StoppedError(Exception):
         self.exit_code = exit_code
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, behind its type unless it is a `UserError`; JAX and flax add many more."""
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
 def nearest(name: str, valid: Collection[str]) -> str:
     """Returns `name` and the nearest valid name, for error sentences: `'widht' (did you mean 'width'?)`.
 

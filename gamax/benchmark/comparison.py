@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from gamax.benchmark.case import Case
 from gamax.benchmark.latency import measure
 from gamax.benchmark.roofline import measure_roofline
+from gamax.blocks.mixers import find_mixer, import_path
 from gamax.console import progress_bar, say
 from gamax.environment import flags
 from gamax.errors import UserError
@@ -54,7 +56,7 @@ def measure_groups(groups: Sequence[Sequence[Case]], rounds: int, folder: Path) 
                     keep_failures=True,
                     progress=lambda part, note, done=done: update(done + part, note),
                 )
-                found = [{**row, "source_sha256": source} for row in found]
+                found = [{**row, "source_sha256": source, **_block(row)} for row in found]
                 earlier += found
                 replace_atomically(path, "".join(json.dumps(row) + "\n" for row in earlier).encode())
             else:
@@ -120,9 +122,15 @@ def find_rows(
 def _made_like_now(row: Mapping[str, Any], source: str, device: str) -> bool:
     return (
         (row.get("source_sha256"), row["device"], row["environment"]["flags"]) == (source, device, flags())
+        and row.get("block_sha256") == _block(row).get("block_sha256")
         # Python's own version and those of drivers are no packages.
         and all(_installed(name) in (None, found) for name, found in row["versions"].items())
     )
+
+
+def _block(row: Mapping[str, Any]) -> dict[str, str]:
+    source = source_of_block(row["overrides"].get("mixer"))
+    return {} if source is None else {"block_sha256": source}
 
 
 def source_sha256() -> str:
@@ -131,6 +139,19 @@ def source_sha256() -> str:
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def source_of_block(mixer: object) -> str | None:
+    """SHA-256 of the file that a mixer's text imports its block from, which `source_sha256` may not know; or None.
+
+    What that file imports in its turn is not seen.
+    """
+    module, _ = import_path(mixer)
+    if module is None:
+        return None
+    find_mixer(str(mixer))
+    path = getattr(sys.modules[module], "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
 def _installed(package: str) -> str | None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -62,12 +62,30 @@ def find_mixer(text: str) -> tuple[str, Callable[..., nn.Module] | None, dict[st
     if path not in MIXERS:
         raise UserError(f"unknown mixer {nearest(path, MIXERS)}; code of your own is given as my_blocks:MyBlock")
     named = MIXERS[path]
+    types = {} if named is None else get_type_hints(named)
     fields: dict[str, Any] = getattr(named, "__dataclass_fields__", {})
     valid = fields.keys() - {"parent", "name", "dtype", "param_dtype"}
-    for option in options:
+    for option, value in options.items():
         if option not in valid:
             raise UserError(f"the mixer {path} has no option {nearest(option, valid)}")
+        _check_value(path, option, value, types[option])
     return path, named, options
+
+
+def _check_value(mixer: str, option: str, value: object, hint: Any) -> None:
+    """Raises `UserError` for a value that a field of that type cannot have; all whole numbers are counts."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        fits, wanted = value in choices, f"one of {', '.join(map(str, choices))}"
+    elif hint is int or int in choices:
+        fits = (type(value) is int and value > 0) or (value is None and type(None) in choices)
+        wanted = "a whole number of at least 1"
+    elif hint in (bool, float):
+        fits, wanted = type(value) is hint, f"of type {hint.__name__}"
+    else:
+        fits, wanted = isinstance(value, tuple), "several values in brackets, such as ('height','width')"
+    if not fits:
+        raise UserError(f"option '{option}' of the mixer {mixer} must be {wanted}, not {value!r}")
 
 
 def _options(text: str, call: str) -> dict[str, Any]:
@@ -75,6 +93,8 @@ def _options(text: str, call: str) -> dict[str, Any]:
         parsed = ast.parse("mixer" + call, mode="eval").body
         if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
             raise ValueError("no call with named options")
+        if any(option.arg is None for option in parsed.keywords):
+            raise ValueError("options without names")
         return {str(option.arg): ast.literal_eval(option.value) for option in parsed.keywords}
     except (ValueError, SyntaxError) as error:
         raise UserError(f"the mixer '{text}' is not of the form gama(kernel_size=5)") from error
@@ -99,10 +119,10 @@ def _import(path: str) -> Callable[..., nn.Module]:
     return found
 
 
-def foreign_module(mixer: object) -> str | None:
-    """The module that the text of a mixer imports, unless that is a part of gamax; None for any other mixer."""
-    module = mixer.partition("(")[0].partition(":") if isinstance(mixer, str) else ("", "", "")
-    return module[0] if module[1] and module[0].partition(".")[0] != "gamax" else None
+def import_path(mixer: object) -> tuple[str | None, str]:
+    """Module and name of a mixer's text that is an import path; None and nothing for any other mixer."""
+    module, colon, name = mixer.partition("(")[0].partition(":") if isinstance(mixer, str) else ("", "", "")
+    return (module, name) if colon else (None, "")
 
 
 def check_mixer_option(mixer: object, local_window: int | None, levels: int) -> None:
@@ -118,6 +138,8 @@ def check_mixer_option(mixer: object, local_window: int | None, levels: int) -> 
     if not isinstance(mixer, str):
         check_mixer(mixer)
     if local_window is not None:
+        if name is not None and "window" in find_mixer(str(mixer))[2]:
+            raise UserError(f"the window of the mixer {mixer!r} and local_window are two answers to one question")
         if name not in _WITH_WINDOW:
             raise UserError(f"local_window is for the mixers gama, squeeze_excite and sca, by name, not for {mixer!r}")
         check_local_window(local_window, levels)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from gamax.benchmark.case import parse_size
 from gamax.benchmark.plots import PROGRAM_MEMORY
@@ -21,6 +19,7 @@ from gamax.lab.small_training import (
     TEST_SIDE,
     Budget,
     Photographs,
+    check_sizes,
     check_task,
     load_photographs,
     train_small,
@@ -119,7 +118,7 @@ def study(
     models = {name: _model(name, network, fields) for name, fields in chosen.items()}
     largest = max((patch_size, patch_size), (TEST_SIDE, TEST_SIDE), (height, width), key=math.prod)
     for name, model in models.items():
-        _check_size(name, model, *largest)
+        check_sizes(f"variant {name}", model, [largest], "leave it out of --variants")
     cases = cases_of({name: (network, fields) for name, fields in chosen.items()}, height, width)
     photographs = load_photographs(dataset, source, patch_size)
 
@@ -190,17 +189,6 @@ def _model(name: str, network: str, overrides: Mapping[str, Any]) -> nn.Module:
         return create_model(network, **overrides)
     except UserError as error:
         raise UserError(f"variant {name}: {error}") from error
-
-
-def _check_size(name: str, model: nn.Module, height: int, width: int) -> None:
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    try:
-        jax.eval_shape(model.init, jax.random.key(0), images)
-    except UserError as error:
-        raise UserError(
-            f"variant {name} cannot run on {height}x{width} pixels ({error}); make --latency-size or --patch-size "
-            "smaller, or leave it out of --variants"
-        ) from error
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

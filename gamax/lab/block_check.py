@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from gamax.blocks.mixers import find_mixer
-from gamax.errors import UserError
+from gamax.errors import UserError, first_line
 from gamax.models import count_parameters
 
 BATCH, HEIGHT, WIDTH = 2, 16, 24
@@ -50,9 +50,9 @@ class BlockFacts:
     """Whether a fresh block changes nothing."""
     reaches_border: bool
     """Whether the middle of features of 16x24 depends on their border: it may then see the whole image."""
-    gradient_error: float
-    """Of `directional_error`; above `GRADIENT_TOLERANCE` the block has a gradient that is not its derivative, which
-    may be meant, as in a straight-through estimator."""
+    gradient_error: float | None
+    """Of `directional_error`, None if it is not finite; above `GRADIENT_TOLERANCE` the block has a gradient that is not
+    its derivative, which may be meant, as in a straight-through estimator."""
 
 
 def check_block(block: object, name: str | None = None, channels: int = 8) -> BlockFacts:
@@ -136,7 +136,7 @@ def _make(block: object, name: str | None) -> tuple[nn.Module, str]:
         module = make()
     except Exception as error:  # Code of the user's can fail in any way.
         raise UserError(
-            f"{name} cannot be made without arguments ({_short(error)}); give its fields defaults, or options in "
+            f"{name} cannot be made without arguments ({first_line(error)}); give its fields defaults, or options in "
             "brackets behind its name"
         ) from error
     if not isinstance(module, nn.Module):
@@ -249,7 +249,7 @@ def _check_numbers(module: nn.Module, name: str, channels: int) -> BlockFacts:
         without_gradient=tuple(sorted(flatten_dict(fresh, sep="/").keys() - learning)),
         identity_at_start=identity,
         reaches_border=bool(seen[[0, -1]].any() or seen[:, [0, -1]].any()),
-        gradient_error=error,
+        gradient_error=error if np.isfinite(error) else None,
     )
 
 
@@ -304,13 +304,9 @@ def _fault(name: str, error: Exception, features: str = "") -> UserError:
     if isinstance(error, flax.errors.InvalidRngError):
         return UserError(
             f"{name} needs random numbers when it is applied, as Dropout does, and a network gives it none "
-            f"({_short(error)}); leave them out, or set deterministic=True"
+            f"({first_line(error)}); leave them out, or set deterministic=True"
         )
-    return UserError(f"{name} fails on features{features} ({_short(error)}); it must take any [B, H, W, C]")
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".removesuffix(": ")
+    return UserError(f"{name} fails on features{features} ({first_line(error)}); it must take any [B, H, W, C]")
 
 
 def _leaves(variables: Mapping[str, Any]) -> dict[str, Any]:

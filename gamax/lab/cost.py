@@ -8,6 +8,7 @@ from typing import Any
 
 from gamax.benchmark.case import Case, check_case
 from gamax.benchmark.comparison import measure_groups
+from gamax.files import lock
 
 GROUP = 8
 """So many networks are in memory at once, and take turns."""
@@ -33,11 +34,13 @@ def cases_of(networks: Mapping[str, tuple[str, Mapping[str, Any]]], height: int,
 def measure_cost(cases: Mapping[str, Case], folder: Path) -> dict[str, dict[str, Any]]:
     """The row of the benchmark of each case by its label; rows that are in the folder already are taken from there.
 
-    A network that cannot be measured gives a row with `failure`, a sentence.
+    A network that cannot be measured gives a row with `failure`, a sentence. Raises `UserError` if another process is
+    at work in the folder.
     """
     labels = list(cases)
     groups = [[cases[label] for label in labels[start : start + GROUP]] for start in range(0, len(labels), GROUP)]
-    return dict(zip(labels, measure_groups(groups, ROUNDS, folder), strict=True))
+    with lock(folder, wait=False):
+        return dict(zip(labels, measure_groups(groups, ROUNDS, folder), strict=True))
 
 
 def cost_cells(row: Mapping[str, Any]) -> dict[str, str]:

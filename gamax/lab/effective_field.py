@@ -16,14 +16,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gamax.benchmark.case import random_parameters
+from gamax.blocks.mixers import import_path
 from gamax.config import DataConfig
 from gamax.data.datasets import source_examples
 from gamax.data.images import to_float
 from gamax.diffusion.autoencoder import Autoencoder
 from gamax.diffusion.latent_diffusion import LatentDiffusion
-from gamax.errors import UserError, nearest
+from gamax.errors import UserError, first_line, nearest
 from gamax.evaluation.restorer import padded_size
 from gamax.interop.weights import find_weights, load_weights, sha256
+from gamax.lab.block_check import check_block
 from gamax.lab.effective_field_plots import field_sheet, within_curves
 from gamax.lab.receptive_field import receptive_field
 from gamax.lab.study import Report, run_trials, spread, with_spread
@@ -31,7 +33,7 @@ from gamax.models import abstract_params, create_model, list_models
 
 SMALLEST_SIZE = 16
 """Pixels; in a smaller image a field is little more than its border."""
-ROW = 2048
+ROW_HEIGHT, ROW = 16, 2048
 """Pixels of the row that the theoretical field is looked for in."""
 
 Energy = Float[np.ndarray, "h w"]
@@ -150,8 +152,13 @@ def study(
         UserError: for a network, a field of it, a size or a number of images that cannot be.
 
     """
-    if size < SMALLEST_SIZE or images < 1:
-        raise UserError(f"--size must be at least {SMALLEST_SIZE} and --images at least 1, not {size} and {images}")
+    if size < SMALLEST_SIZE or images < 1 or seed < 0:
+        raise UserError(
+            f"--size must be at least {SMALLEST_SIZE}, --images at least 1 and --seed at least 0, not {size}, {images} "
+            f"and {seed}"
+        )
+    if import_path(overrides.get("mixer"))[0]:
+        check_block(overrides["mixer"])
     subjects = {name: find_subject(name, overrides) for name in networks}
     side = common_size([subject.model for subject in subjects.values()], size)
     photographs = _photographs(side) if content == "photographs" else []
@@ -171,7 +178,7 @@ def study(
             energies.append(effective_field(subject.model, params, image))
         update(images / (images + 1), "theoretical field")
         try:
-            return {**_figures(energies), "theoretical": receptive_field(subject.model, ROW)}
+            return {**_figures(energies), "theoretical": receptive_field(subject.model, ROW, ROW_HEIGHT)}
         except UserError as error:
             raise UserError(f"{trial['name']}: {error}") from error
 
@@ -193,7 +200,9 @@ def find_subject(text: str, overrides: Mapping[str, Any]) -> Subject:
         raise UserError(f"no network, run folder or weight file {nearest(text, list_models())}")
     # What bfloat16 rounds would be part of the field.
     model, params = load_weights(text, dtype="float32")
-    return Subject(model, params, {"weights_sha256": sha256(find_weights(text))})
+    # The mixer, as the fingerprint of the weights does not know the code of a block of the user's.
+    mixer = getattr(getattr(model, "network", model), "mixer", None)
+    return Subject(model, params, {"weights_sha256": sha256(find_weights(text)), "mixer": mixer})
 
 
 def common_size(models: Sequence[nn.Module], size: int) -> int:
@@ -208,10 +217,15 @@ def _check(name: str, model: nn.Module, side: int, content: str) -> None:
         raise UserError(f"{name} looks up codes in a table, through which there are no derivatives; take another one")
     if content == "photographs" and (getattr(model, "prior", False) or model.input_channels not in (1, 3, 6)):
         raise UserError(f"{name} takes more than a photograph as its input; use --content noise")
-    images = jax.ShapeDtypeStruct((1, side, side, model.input_channels), jnp.float32)
-    restored: Any = jax.eval_shape(model.apply, {"params": abstract_params(model)}, images)
-    if restored.shape[1:3] != (side, side):
-        raise UserError(f"{name} does not give images of the size of its input, so it has no pixel at the same place")
+    # The theoretical field is looked for last, in images of one row.
+    for height, width in ((side, side), (ROW_HEIGHT, ROW)):
+        images = jax.ShapeDtypeStruct((1, height, width, model.input_channels), jnp.float32)
+        try:
+            restored: Any = jax.eval_shape(model.apply, {"params": abstract_params(model)}, images)
+        except Exception as error:  # A block of the user's can fail in any way.
+            raise UserError(f"{name} cannot run on {height}x{width} pixels ({first_line(error)})") from error
+        if restored.shape[1:3] != (height, width):
+            raise UserError(f"{name} does not give images of the size of its input, so no pixel is at the same place")
 
 
 def _photographs(side: int) -> list[np.ndarray]:

@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
 from gamax.benchmark.case import parse_size
 from gamax.benchmark.plots import PROGRAM_MEMORY
 from gamax.errors import UserError
 from gamax.lab.cost import cases_of, cost_cells, cost_figures, measure_cost
 from gamax.lab.landscape_plots import draw_landscape
-from gamax.lab.small_training import TEST_SIDE, Budget, Photographs, check_task, load_photographs, train_small
+from gamax.lab.small_training import (
+    TEST_SIDE,
+    Budget,
+    Photographs,
+    check_sizes,
+    check_task,
+    load_photographs,
+    train_small,
+)
 from gamax.lab.study import Report, run_trials, spread, with_spread
 from gamax.models import create_model
 
@@ -103,7 +107,8 @@ def study(
     cases = cases_of(chosen, height, width)
     models = {name: create_model(network, **overrides) for name, (network, overrides) in chosen.items()}
     for name, model in models.items():
-        check_sizes(name, model, dict.fromkeys([(patch_size, patch_size), (TEST_SIDE, TEST_SIDE), (height, width)]))
+        sizes = [(patch_size, patch_size), (TEST_SIDE, TEST_SIDE), (height, width)]
+        check_sizes(name, model, sizes, "leave it out of --networks")
     photographs = load_photographs(dataset, source, patch_size)
 
     # Seeds next to each other share a compiled program.
@@ -151,22 +156,6 @@ def study(
             "trials": rows,
         },
     )
-
-
-def check_sizes(name: str, model: nn.Module, sizes: Mapping[tuple[int, int], object]) -> None:
-    """Raises `UserError` if the network does not map colour images of each height and width to such images."""
-    try:
-        for height, width in sizes:
-            images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-            restored, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-            if restored.shape != images.shape:
-                raise UserError(f"it gives {restored.shape}")
-    except (UserError, ValueError, TypeError) as error:
-        asked = ", ".join(f"{height}x{width}" for height, width in sizes)
-        raise UserError(
-            f"{name} cannot run on images of {asked} ({error}); change --patch-size or --latency-size, or leave it out "
-            "of --networks"
-        ) from error
 
 
 def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> list[bool]:

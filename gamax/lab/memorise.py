@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import bisect
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -23,11 +24,11 @@ import optax
 from jaxtyping import Array, Float
 
 from gamax.blocks import Conv, find_mixer
-from gamax.blocks.mixers import foreign_module
+from gamax.blocks.mixers import import_path
 from gamax.data.images import decode_image, encode_image, read_image, to_float, to_integers, to_rgb
-from gamax.errors import UserError
+from gamax.errors import UserError, first_line
 from gamax.lab.block_check import check_block
-from gamax.lab.memorise_plots import curves_figure, pictures_figure
+from gamax.lab.memorise_plots import curves_figure, pictures_figure, shown
 from gamax.lab.study import Report, Trial, run_trials, spread, with_spread
 from gamax.models import count_parameters
 
@@ -102,7 +103,8 @@ def matched_network(parameters: int, width: int, depth: int, mixer: str, **optio
     Hidden channels of its blocks differ by at most one, the first ones having more.
 
     Raises:
-        UserError: if the nearest number is further away than `LARGEST_MISMATCH`.
+        UserError: if the nearest number is further away than `LARGEST_MISMATCH`, or the mixer fails with some number of
+            channels.
 
     """
 
@@ -111,7 +113,13 @@ def matched_network(parameters: int, width: int, depth: int, mixer: str, **optio
 
     @cache
     def of_block(channels: int) -> int:
-        return parameters_of(ResidualMixerBlock(channels, mixer, **options), width)
+        try:
+            return parameters_of(ResidualMixerBlock(channels, mixer, **options), width)
+        except Exception as error:  # A block of the user's can fail in any way.
+            raise UserError(
+                f"'{mixer}' fails with {channels} channels ({first_line(error)}); to match parameters, memorise needs "
+                "a mixer that takes any number of channels"
+            ) from error
 
     ends = parameters_of(MemoryNetwork(width, (), mixer, **options))
     # More channels never take fewer parameters.
@@ -189,14 +197,11 @@ def study(
             "memorise needs a size, squares (at most as many as pixels), width, depth, steps and a learning rate above "
             "0, and an odd kernel_size"
         )
-    for name, values in (("images", images), ("mixers", mixers), ("seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise UserError(f"--{name} must not repeat a value")
     targets = {name: load_image(name, size, squares) for name in images}
     parameters = int(PARAMETERS_PER_PIXEL * size * size)
     networks = {}
     for mixer in mixers:
-        if foreign_module(mixer):
+        if import_path(mixer)[0]:
             check_block(mixer)
         networks[mixer] = matched_network(parameters, width, depth, mixer, kernel_size=kernel_size, padding=padding)
         noise = jax.ShapeDtypeStruct((1, size, size, NOISE_CHANNELS), jnp.float32)
@@ -225,20 +230,14 @@ def study(
 
     def run(trial: Trial, update: Callable[[float, str], object]) -> dict[str, Any]:
         network = networks[trial["mixer"]]
-        found = memorise(network, targets[trial["image"]], steps, learning_rate, trial["seed"], update)
-        if not np.isfinite(found["psnr"]):
-            raise UserError(
-                f"the training with the mixer '{trial['mixer']}' on the {trial['image']}, seed {trial['seed']}, is not "
-                "finite any more: the mixer gives or divides by what is none, or --learning-rate is too high"
-            )
-        return found
+        return memorise(network, targets[trial["image"]], steps, learning_rate, trial["seed"], update)
 
     rows = run_trials(trials, run, folder)
     summary = [_summary(image, mixer, networks[mixer], rows) for image in images for mixer in mixers]
     notes = _notes(summary, networks, size, squares, images)
     board = f"{squares}x{squares} squares, " if "chessboard" in images else ""
     title = f"{size}x{size} pixels, {board}{steps} steps, {len(seeds)} seed(s)"
-    shown = {
+    restored = {
         (row["image"], row["mixer"]): np.asarray(decode_image(base64.b64decode(row["picture"])))
         for row in rows
         if row["seed"] == seeds[0]
@@ -255,7 +254,7 @@ def study(
         notes=notes,
         figures={
             "memorise_curves.png": curves_figure(rows, summary, title),
-            "memorise_pictures.png": pictures_figure(targets, shown, summary, title),
+            "memorise_pictures.png": pictures_figure(targets, restored, summary, title),
         },
         record={"summary": summary, "rows": [{k: v for k, v in row.items() if k != "picture"} for row in rows]},
     )
@@ -273,7 +272,7 @@ def memorise(
 
     Returns:
         `psnr` in dB of the clipped image at the end, `curve` of pairs of step and PSNR (of the training, not clipped),
-        and `picture`, the image as PNG in base 64. PSNR is not a number if the output is none.
+        and `picture`, the image as PNG in base 64. PSNR is None where it is not finite.
 
     """
     noise_key, key = jax.random.split(jax.random.key(seed))
@@ -287,7 +286,7 @@ def memorise(
         state, loss = step(state, noise, wanted)
         if number % LOGGED_EVERY == 0 or number == steps:
             curve.append([number, _psnr(float(loss))])
-            update(number / steps, f"seed {seed}, {curve[-1][1]:.1f} dB")
+            update(number / steps, f"seed {seed}, {curve[-1][1]} dB")
     clipped = np.clip(np.asarray(restore(state[0], noise)[0]), 0, 1)
     picture = base64.b64encode(encode_image(to_integers(np.nan_to_num(clipped)), ".png")).decode()
     return {"psnr": _psnr(float(np.mean((clipped - target) ** 2))), "curve": curve, "picture": picture}
@@ -312,8 +311,9 @@ def _program(network: nn.Module, steps: int, learning_rate: float) -> tuple[Any,
     return step, optimizer, jax.jit(network.apply)
 
 
-def _psnr(squared_error: float) -> float:
-    return float(-10 * np.log10(np.maximum(squared_error, 1e-12)))
+def _psnr(squared_error: float) -> float | None:
+    value = -10 * math.log10(max(squared_error, 1e-12)) if math.isfinite(squared_error) else None
+    return None if value is None else round(value, 4)
 
 
 def _sha256(image: RGB) -> str:
@@ -322,8 +322,9 @@ def _sha256(image: RGB) -> str:
 
 def _summary(image: str, mixer: str, network: MemoryNetwork, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = [row for row in rows if (row["image"], row["mixer"]) == (image, mixer)]
+    finite = [row["psnr"] for row in own if row["psnr"] is not None]
     reached = {
-        str(level): [next((step for step, value in row["curve"] if value >= level), None) for row in own]
+        str(level): [next((step for step, psnr in row["curve"] if psnr and psnr >= level), None) for row in own]
         for level in MILESTONES
     }
     return {
@@ -331,7 +332,8 @@ def _summary(image: str, mixer: str, network: MemoryNetwork, rows: Sequence[Mapp
         "mixer": mixer,
         "parameters": parameters_of(network),
         "hidden": list(network.hidden),
-        "psnr": spread([row["psnr"] for row in own]),
+        "psnr": spread(finite) if finite else None,
+        "not_finite": [row["seed"] for row in own if row["psnr"] is None],
         "steps_to": reached,
     }
 
@@ -344,12 +346,12 @@ def _cells(line: Mapping[str, Any]) -> dict[str, str]:
         return f"{text} ({missed} not)" if missed and reached else text
 
     return {
-        "mixer": "plain" if line["mixer"] == "none" else line["mixer"],
+        "mixer": shown(line["mixer"]),
         "image": line["image"],
         "parameters": f"{line['parameters']:,}",
         "hidden": " ".join(map(str, line["hidden"])),
-        "PSNR, dB": with_spread(line["psnr"]),
-        "seeds": f"{line['psnr']['low']:.2f} to {line['psnr']['high']:.2f}",
+        "PSNR, dB": with_spread(line["psnr"]) if line["psnr"] else "not finite",
+        "seeds": f"{line['psnr']['low']:.2f} to {line['psnr']['high']:.2f}" if line["psnr"] else "",
         **{f"to {level} dB": steps_to(values) for level, values in line["steps_to"].items()},
     }
 
@@ -371,20 +373,28 @@ def _notes(
         f"every {LOGGED_EVERY} steps, that is so high; hidden: channels of the blocks",
     ]
     for image in images:
-        lines = sorted((line for line in summary if line["image"] == image), key=lambda line: -line["psnr"]["mean"])
+        lines = [line for line in summary if line["image"] == image and line["psnr"]]
         if len(lines) > 1:
+            lines.sort(key=lambda line: -line["psnr"]["mean"])
             notes.append(f"{image}: {_verdict(lines)}")
-    return notes
+    return notes + [
+        f"{line['image']}, {shown(line['mixer'])}: not finite for the seeds {line['not_finite']}, which no mean has in "
+        "it; --learning-rate may be too high"
+        for line in summary
+        if line["not_finite"]
+    ]
 
 
 def _verdict(lines: Sequence[Mapping[str, Any]]) -> str:
     """What the seeds say about lines that are sorted from the best to the worst."""
     best, second, worst = lines[0], lines[1], lines[-1]
+    if max(line["psnr"]["count"] for line in lines) == 1:
+        return "one seed alone says nothing about which differences are more than chance; take three or more --seeds"
     gap = best["psnr"]["mean"] - second["psnr"]["mean"]
     highest_other = max(line["psnr"]["high"] for line in lines[1:])
     clear = best["psnr"]["low"] > highest_other
     return (
-        f"{best['mixer']} is best by {gap:.2f} dB, and its worst seed is {'above' if clear else 'not above'} all "
-        f"seeds of the others; from best to worst the means differ by "
+        f"{shown(best['mixer'])} is best by {gap:.2f} dB, and its worst seed is {'above' if clear else 'not above'} "
+        f"all seeds of the others; from best to worst the means differ by "
         f"{best['psnr']['mean'] - worst['psnr']['mean']:.2f} dB"
     )

@@ -33,8 +33,8 @@ def curves_figure(rows: Sequence[Line], summary: Sequence[Line], title: str) -> 
         for colour, mixer in zip(cycle(COLOURS), mixers, strict=False):
             curves = [row["curve"] for row in rows if (row["image"], row["mixer"]) == (image, mixer)]
             steps = [step for step, _ in curves[0]]
-            values = np.array([[value for _, value in curve] for curve in curves])
-            axes.plot(steps, values.mean(0), color=colour, lw=1.4, label=_shown(mixer))
+            values = np.array([[value for _, value in curve] for curve in curves], float)
+            axes.plot(steps, values.mean(0), color=colour, lw=1.4, label=_two_lines(mixer))
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
         axes.set_title(image, fontsize=9)
         axes.set_xlabel("step")
@@ -68,15 +68,20 @@ def pictures_figure(
         axes[0].imshow(target, interpolation="nearest", vmin=0, vmax=1)
         axes[0].set_title(image, fontsize=8)
         for axis, mixer in zip(axes[1:], mixers, strict=True):
-            mean = next(line["psnr"]["mean"] for line in summary if (line["image"], line["mixer"]) == (image, mixer))
+            psnr = next(line["psnr"] for line in summary if (line["image"], line["mixer"]) == (image, mixer))
             axis.imshow(pictures[image, mixer], interpolation="nearest")
-            axis.set_title(_shown(mixer), fontsize=8)
-            axis.set_xlabel(f"{mean:.2f} dB", fontsize=8)
+            axis.set_title(_two_lines(mixer), fontsize=8)
+            axis.set_xlabel(f"{psnr['mean']:.2f} dB" if psnr else "not finite", fontsize=8)
         for axis in axes:
             axis.set_xticks([])
             axis.set_yticks([])
     return figure
 
 
-def _shown(mixer: str) -> str:
-    return "plain" if mixer == "none" else mixer.replace("(", "\n(") if len(mixer) > 18 else mixer
+def shown(mixer: str) -> str:
+    """What a mixer is called in tables: without one the network is plain."""
+    return "plain" if mixer == "none" else mixer
+
+
+def _two_lines(mixer: str) -> str:
+    return shown(mixer).replace("(", "\n(") if len(mixer) > 18 else shown(mixer)

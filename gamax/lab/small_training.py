@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -20,7 +20,7 @@ from gamax.config import DataConfig, Experiment, OptimizerConfig, TrainingConfig
 from gamax.data.datasets import source_examples
 from gamax.data.degradations import Degradation, GaussianNoise, RainStreaks, degrade
 from gamax.data.images import to_float, to_integers
-from gamax.errors import UserError, nearest
+from gamax.errors import UserError, first_line, nearest
 from gamax.evaluation.restorer import apply_network
 from gamax.training.state import TrainState, initial_state
 from gamax.training.step import make_train_step
@@ -35,6 +35,8 @@ TEST_SIDE = 128
 """Pixels of the sides of the squares of held-out photographs that are scored."""
 MOST_SQUARES = (1024, 16)
 """For training and for scores."""
+CROPS_KEY = 4
+"""What is folded into a step's key; `preprocess` and the step take 0 to 3."""
 CURVE_POINTS = 5
 """How often a training is scored, the end included."""
 
@@ -118,6 +120,29 @@ def _squares(image: np.ndarray, side: int) -> list[np.ndarray]:
     ]
 
 
+def check_sizes(name: str, model: nn.Module, sizes: Iterable[tuple[int, int]], remedy: str) -> None:
+    """Raises `UserError` if the network does not map colour images of each height and width to such images.
+
+    Args:
+        name: of the network, for the error.
+        model: the network.
+        sizes: heights and widths in pixels.
+        remedy: what the error advises besides other sizes.
+
+    """
+    for height, width in dict.fromkeys(sizes):
+        images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+        try:
+            restored, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+            if restored.shape != images.shape:
+                raise UserError(f"it gives {restored.shape}")
+        except Exception as error:  # A block of the user's can fail in any way.
+            raise UserError(
+                f"{name} cannot run on {height}x{width} pixels ({first_line(error)}); change --patch-size or "
+                f"--latency-size, or {remedy}"
+            ) from error
+
+
 def random_crops(
     key: PRNGKeyArray, squares: UInt8[Array, "n s s c"], batch_size: int, size: int
 ) -> UInt8[Array, "b p p c"]:
@@ -156,8 +181,8 @@ def train_small(
 
     Returns:
         `psnr` in dB of the mean squared error over all held-out squares at the end, `psnr_input`, `curve` of pairs of
-        step and `psnr`,
-        `loss` at the end, `skipped` updates, and `images` seen. `psnr` and `loss` are None if they are not finite.
+        step and `psnr`, `loss` at the end, `skipped` updates, and `images` seen. `psnr` and `loss` are None if they are
+        not finite.
 
     """
     check_task(task)
@@ -201,7 +226,8 @@ def _program(model: nn.Module, task: str, budget: Budget) -> tuple[Experiment, C
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, squares: Array) -> tuple[TrainState, Any]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        # Apart from the keys that the training step makes of the same one.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), CROPS_KEY)
         batch = {"target": random_crops(key, squares, budget.batch_size, budget.patch_size)}
         return train_step(state, batch)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,10 +15,9 @@ import jax
 from matplotlib.figure import Figure
 
 from gamax.benchmark.case import device_name
-from gamax.benchmark.comparison import source_sha256
-from gamax.blocks.mixers import find_mixer, foreign_module
+from gamax.benchmark.comparison import source_of_block, source_sha256
 from gamax.console import print_table, progress_bar, say
-from gamax.environment import environment, versions
+from gamax.environment import environment, flags, versions
 from gamax.errors import UserError
 from gamax.files import check_writable, lock, replace_atomically, write_json
 
@@ -38,8 +35,8 @@ def run_trials(
 ) -> list[dict[str, Any]]:
     """Runs trials one after the other and appends each result to `trials.jsonl` in `folder` as soon as it is there.
 
-    A trial is not run again that is there already, made by the same code and versions on the same device: a study that
-    was interrupted goes on with the trial that it was at.
+    A trial is not run again that is there already, made by the same code and versions on the same device, under the
+    same variables of the environment: a study that was interrupted goes on with the trial that it was at.
 
     Args:
         trials: what to run.
@@ -61,7 +58,10 @@ def run_trials(
     with lock(folder, wait=False):
         path = folder / TRIALS
         earlier = _read(path)
-        made_by = {"source_sha256": source_sha256(), "versions": versions(), "device": device()}
+        made_by = {
+            **{"source_sha256": source_sha256(), "versions": versions()},
+            **{"device": device(), "flags": flags()},
+        }
         rows = []
         with progress_bar(unit, len(trials), unit) as update:
             for done, trial in enumerate(trials):
@@ -80,16 +80,6 @@ def run_trials(
     return rows
 
 
-def source_of_block(mixer: object) -> str | None:
-    """SHA-256 of the file that the block of a mixer's text is imported from; None for a mixer of gamax."""
-    module = foreign_module(mixer)
-    if module is None:
-        return None
-    find_mixer(str(mixer))
-    path = getattr(sys.modules[module], "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-
-
 def _sources(trial: Trial) -> dict[str, str]:
     """The fingerprint of a block of the user's, whose code `source_sha256` does not know."""
     mixer = trial.get("mixer", trial.get("overrides", {}).get("mixer"))
@@ -99,8 +89,11 @@ def _sources(trial: Trial) -> dict[str, str]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except (OSError, json.JSONDecodeError) as error:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not all(isinstance(row, dict) and {"trial", "result"} <= row.keys() for row in rows):
+            raise ValueError("a line holds no trial")
+        return rows
+    except (OSError, ValueError) as error:
         raise UserError(f"'{path}' is not a file of trials ({error}); remove it, or choose another --output") from error
 
 

@@ -15,15 +15,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gamax.benchmark.case import parse_size, random_parameters
+from gamax.benchmark.comparison import source_of_block
 from gamax.benchmark.plots import COLOURS, MARKERS
-from gamax.blocks.mixers import find_mixer
+from gamax.blocks.mixers import find_mixer, import_path
 from gamax.console import say
 from gamax.errors import UserError
 from gamax.files import check_writable
 from gamax.lab.block_check import GRADIENT_TOLERANCE, BlockFacts, check_block, directional_error
 from gamax.lab.cost import cases_of, cost_cells, cost_figures, measure_cost
-from gamax.lab.small_training import Budget, Photographs, check_task, load_photographs, train_small
-from gamax.lab.study import Report, device, run_trials, source_of_block, spread, with_spread
+from gamax.lab.small_training import (
+    TEST_SIDE,
+    Budget,
+    Photographs,
+    check_sizes,
+    check_task,
+    load_photographs,
+    train_small,
+)
+from gamax.lab.study import Report, device, run_trials, spread, with_spread
 from gamax.models import create_model, list_models
 
 GRADIENT_SIDE = 16
@@ -82,15 +91,18 @@ def study(
     photographs = load_photographs(dataset, source, patch_size) if budget else None
     check_writable(folder)
     facts = None if find_mixer(mixer)[1] is None else check_block(mixer)
+    if import_path(original)[0]:
+        check_block(original)
+    sizes = [(height, width), *([(patch_size, patch_size), (TEST_SIDE, TEST_SIDE)] if steps else [])]
+    for label, model in models.items():
+        check_sizes(f"the network with {label}", model, sizes, "choose another mixer")
     if facts:
         say(f"{mixer}: no fault found; {facts.parameters:,} parameters for 8 channels")
 
     say("comparing gradients with differences")
     gradients = {label: _gradient_error(model) for label, model in models.items()}
     sources = {label: source_of_block(fields["mixer"]) for label, fields in options.items()}
-    # Rows know the code of gamax only: other code of a block must not find those of this one.
-    own = "_".join(digest[:12] for digest in sources.values() if digest)
-    costs = measure_cost(cases, folder / f"block_{own}" if own else folder)
+    costs = measure_cost(cases, folder)
     trials = _train(network, options, task, budget, photographs, seeds, folder) if budget and photographs else []
 
     trained = {label: [row for row in trials if row["name"] == label] for label in models}
@@ -227,7 +239,7 @@ def _notes(
         notes.append(f"The block {facts.name} {reach}, and is {start} when it is fresh.")
         if facts.without_gradient:
             notes.append(f"Warning: {facts.name} does not use its parameters {', '.join(facts.without_gradient)}.")
-        if not facts.gradient_error <= GRADIENT_TOLERANCE:
+        if facts.gradient_error is None or facts.gradient_error > GRADIENT_TOLERANCE:
             notes.append(_disagreement(f"The block {facts.name}", facts.gradient_error))
     notes += [
         _disagreement(f"The network with {label}", error)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gamax import create_model
 from gamax.blocks import GAMA, MIXERS, SqueezeExcite, check_mixer_option, find_mixer, is_global, make_mixer
-from gamax.blocks.mixers import foreign_module, samples_pixels
+from gamax.blocks.mixers import import_path, samples_pixels
 from gamax.errors import UserError
 from gamax.interop.weights import TRUSTED_MODULES, load_weights, save_weights
 from gamax.models import abstract_params, count_parameters
@@ -135,6 +137,50 @@ def test_weights_import_only_modules_that_the_user_has_named(own_block, tmp_path
     load_weights(tmp_path / "own.safetensors")
 
 
-def test_code_that_is_not_gamaxs_is_known_by_its_module():
-    assert foreign_module("my_blocks.nested:Block(width=2)") == "my_blocks.nested"
-    assert [foreign_module(mixer) for mixer in ("gama", "gamax.blocks:GAMA", None, GAMA)] == [None] * 4
+def test_an_import_path_has_a_module_and_a_name():
+    assert import_path("my_blocks.nested:Block(width=2)") == ("my_blocks.nested", "Block")
+    assert [import_path(mixer) for mixer in ("gama", "gama(axes=('a:b',))", None, GAMA)] == [(None, "")] * 4
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        "os:system(command='touch ran')",
+        "pathlib:Path.touch",
+        "gamax.blocks.mixers:find_mixer(text='own_test_blocks:Doubling')",
+        "builtins:open(file='ran',mode='w')",
+    ],
+)
+def test_weights_call_nothing_of_modules_that_are_always_imported(own_block, tmp_path, mixer):
+    from safetensors.numpy import save_file
+
+    description = {"model": "gama_ir_tiny", "overrides": {"mixer": mixer}, "dtype": "float32"}
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "evil.safetensors", {"gamax": json.dumps(description)})
+    with pytest.raises(UserError, match=r"needs the block .*gamax runs no code because a file says so"):
+        load_weights(tmp_path / "evil.safetensors")
+    assert not Path("ran").exists()
+    assert "own_test_blocks" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gama(kernel_size='x')", "'kernel_size' of the mixer gama must be a whole number of at least 1, not 'x'"),
+        ("gama(kernel_size=-3)", "must be a whole number of at least 1, not -3"),
+        ("gama(kernel_size=5.0)", "must be a whole number of at least 1, not 5.0"),
+        ("gama(window=0)", "must be a whole number of at least 1, not 0"),
+        ("gama(axes='height')", "'axes' of the mixer gama must be several values in brackets"),
+        ("gama(combine='times')", "must be one of add, multiply, not 'times'"),
+        ("squeeze_excite(reduction=0)", "must be a whole number of at least 1, not 0"),
+        ("gama(**{'kernel_size': 3})", "not of the form"),
+    ],
+)
+def test_values_that_an_option_cannot_have_are_named(text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        find_mixer(text)
+    assert find_mixer("gama(window=None)")[2] == {"window": None}
+
+
+def test_two_windows_are_refused():
+    with pytest.raises(UserError, match="two answers to one question"):
+        create_model("gama_ir_tiny", mixer="gama(window=8)", local_window=64)

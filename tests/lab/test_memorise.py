@@ -126,12 +126,14 @@ def test_the_study_reports_every_network_and_goes_on_where_it_stopped(tmp_path, 
 
 def test_the_verdict_compares_the_worst_seed_of_the_best_with_the_others():
     def line(mixer: str, low: float, mean: float, high: float) -> dict[str, Any]:
-        return {"mixer": mixer, "psnr": {"low": low, "mean": mean, "high": high}}
+        return {"mixer": mixer, "psnr": {"low": low, "mean": mean, "high": high, "count": 3}}
 
     clear = lab._verdict([line("gama", 30, 31, 32), line("sca", 20, 25, 29), line("none", 10, 11, 12)])
     assert "gama is best by 6.00 dB, and its worst seed is above all seeds of the others" in clear
     assert "differ by 20.00 dB" in clear
     assert "is not above" in lab._verdict([line("gama", 28, 31, 32), line("sca", 20, 25, 29)])
+    single = [{"mixer": mixer, "psnr": {"low": 1, "mean": 1, "high": 1, "count": 1}} for mixer in ("gama", "sca")]
+    assert "one seed alone says nothing" in lab._verdict(single)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,6 @@ def test_the_verdict_compares_the_worst_seed_of_the_best_with_the_others():
         ({"steps": 0}, "memorise needs"),
         ({"squares": 33}, "at most as many as pixels"),
         ({"kernel_size": 4}, "odd kernel_size"),
-        ({"seeds": (1, 1)}, "--seeds must not repeat"),
         ({"mixers": ("gamma",)}, "unknown mixer 'gamma' .did you mean 'gama'"),
         ({"mixers": ("gama(kernel=3)",)}, "the mixer gama has no option 'kernel' .did you mean 'kernel_size'"),
         ({"images": ("no.png",)}, "no.png"),
@@ -153,6 +154,24 @@ def test_a_study_that_cannot_be_made_is_refused_before_any_training(tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_training_that_is_not_finite_names_the_mixer(tmp_path):
-    with pytest.raises(UserError, match="mixer 'none' on the chessboard, seed 0, is not finite"):
-        lab.study(**{**TINY, "learning_rate": 1e30, "steps": 5}, folder=tmp_path, reproduce="")
+def test_a_training_that_is_not_finite_is_a_row_that_says_so(tmp_path):
+    options = {**TINY, "images": ("chessboard",), "mixers": ("none",), "learning_rate": 1e30, "steps": 5}
+    report = lab.study(**options, folder=tmp_path, reproduce="")
+    (line,) = report.record["summary"]
+    assert (line["psnr"], line["not_finite"]) == (None, [0, 1])
+    assert [row["PSNR, dB"] for rows in report.tables.values() for row in rows] == ["not finite"]
+    assert "chessboard, plain: not finite for the seeds [0, 1]" in report.notes[-1]
+
+
+def test_a_block_of_the_users_is_checked_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = "class {0}(nn.Module):\n    @nn.compact\n    def __call__(self, x):\n        return {1}\n\n"
+    blocks = {"Half": "x[..., :1]", "Groups": "x + nn.GroupNorm(num_groups=4)(x)"}
+    source = "".join(head.format(*block) for block in blocks.items())
+    Path("own_memory_blocks.py").write_text(f"import flax.linen as nn\n\n{source}")
+    for name, sentence in (
+        ("Half", "own_memory_blocks:Half maps .* a mixer must keep the shape"),
+        ("Groups", r"'own_memory_blocks:Groups' fails with \d+ channels \(ValueError: .*any number of channels"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            lab.study(**{**TINY, "mixers": (f"own_memory_blocks:{name}",)}, folder=tmp_path / "new", reproduce="")
