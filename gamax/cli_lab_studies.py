@@ -212,7 +212,8 @@ def command_line(verb: str, options: Any) -> str:
     words = ["gamax", "lab", verb]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value is None or field.name == "output":
+        # What is empty is so by default.
+        if value is None or value == () or field.name == "output":
             continue
         values = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
         words += [f"--{field.name.replace('_', '-')}", *values]

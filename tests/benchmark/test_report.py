@@ -209,3 +209,23 @@ def test_files_that_hold_no_rows(tmp_path):
         path.write_text(json.dumps(row()) + "\n" + line + "\n")
         with pytest.raises(UserError, match=r"line 2 of .* is not a row"):
             read_rows([path])
+
+
+def test_rows_of_a_block_of_ones_own_are_those_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "import flax.linen as nn\n\nclass Block(nn.Module):\n    def __call__(self, x):\n        return x\n"
+    (tmp_path / "own_row_blocks.py").write_text(source)
+    overrides = {"mixer": "own_row_blocks:Block"}
+    measured = []
+
+    def measure(cases, rounds, **_):
+        measured.append(cases[0].overrides)
+        return [row(overrides=overrides)]
+
+    monkeypatch.setattr(comparison, "measure", measure)
+    monkeypatch.setattr(comparison, "measure_roofline", lambda precision: {"device": "a processor, 2 cores"})
+    groups = [[Case("unet", 32, 48, overrides=overrides, repeats=2)]]
+    for edit in ("", "", "# edited\n"):
+        (tmp_path / "own_row_blocks.py").write_text(source + edit)
+        comparison.measure_groups(groups, 5, tmp_path)
+    assert measured == [overrides] * 2

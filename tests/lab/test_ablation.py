@@ -12,6 +12,7 @@ from gamax.errors import UserError
 from gamax.lab import ablation
 from gamax.lab.ablation import VARIANTS, study, summarise
 from gamax.lab.ablation_plots import draw_quality_against_cost
+from gamax.lab.small_training import check_sizes
 from gamax.lab.study import write_report
 from gamax.models import abstract_params, create_model
 
@@ -104,7 +105,7 @@ def test_what_cannot_be_is_told_before_the_first_training(planted, tmp_path, opt
 
 def test_non_local_takes_the_default_size():
     model = create_model("gama_ir_tiny", **TINY, **VARIANTS["non_local"])
-    ablation._check_size("non_local", model, 256, 256)
+    check_sizes("non_local", model, [(256, 256)], "")
 
 
 def test_differences_are_paired_by_seed():

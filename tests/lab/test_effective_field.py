@@ -245,7 +245,9 @@ def test_photographs_are_taken_in_turn(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"size": 8}, "--size must be at least 16 and --images at least 1, not 8 and 2"),
+        ({"size": 8}, "--size must be at least 16, --images at least 1 and --seed at least 0, not 8, 2 and"),
+        ({"seed": -1}, "--seed at least 0"),
+        ({"overrides": {"mixer": "non_local"}, "networks": ("gama_ir_tiny",)}, "cannot run on 16x2048 pixels"),
         ({"images": 0}, "--images at least 1"),
         ({"networks": ("gama_ir_tinny",)}, "no network, run folder or weight file 'gama_ir_tinny' .did you mean"),
         ({"networks": (".",)}, "holds no weights.safetensors"),
