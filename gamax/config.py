@@ -306,10 +306,14 @@ def load(path: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"no configuration file '{path}'; those that come with gamax are in configs/")
     if path.suffix == ".json":
+        from gamax.blocks.mixers import check_trusted
+
         try:
-            return from_dict(json.loads(path.read_text()))
+            experiment = from_dict(json.loads(path.read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"'{path}' is not valid JSON ({error})") from error
+        check_trusted(f"'{path}'", experiment.model.overrides.get("mixer"))
+        return experiment
     if path.suffix != ".py":
         raise UserError(f"'{path}' is neither a Python configuration file (.py) nor a resolved one (.json)")
     try:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from gamax.blocks.mixers import check_trusted
 from gamax.errors import UserError
 from gamax.evaluation.compare import load_result
 from gamax.files import replace_atomically
@@ -269,6 +270,7 @@ def _evaluated(results: Sequence[Path]) -> tuple[str | None, list[tuple[nn.Modul
 
 def _find(evaluated: Sequence[tuple[nn.Module, float]], row: Row) -> float | None:
     """The best PSNR of the network of a row."""
+    check_trusted("a row", row["overrides"].get("mixer"))
     model = create_model(row["model"], **{**row["overrides"], "dtype": "float32"})
     return max((value for other, value in evaluated if other == model), default=None)
 

@@ -37,6 +37,9 @@ MIXERS: dict[str, Callable[..., nn.Module] | None] = {
 }
 """Mixers by the names that configurations use; a Python program can pass any module class instead."""
 
+TRUSTED_MODULES = "GAMAX_TRUSTED_MODULES"
+"""The variable of the environment with the modules, separated by commas, that files may name blocks of."""
+
 _WITH_WINDOW = ("gama", "squeeze_excite", "sca")
 
 
@@ -123,6 +126,20 @@ def import_path(mixer: object) -> tuple[str | None, str]:
     """Module and name of a mixer's text that is an import path; None and nothing for any other mixer."""
     module, colon, name = mixer.partition("(")[0].partition(":") if isinstance(mixer, str) else ("", "", "")
     return (module, name) if colon else (None, "")
+
+
+def check_trusted(what: str, mixer: object) -> None:
+    """Raises `UserError` where a file, as `what` calls it, names a block by an import path that nobody has vouched for.
+
+    That a module is imported already is not enough: Python's own always are, with functions that run commands, and
+    gamax's networks would import what their options name.
+    """
+    module, _ = import_path(mixer)
+    if module is not None and module not in os.environ.get(TRUSTED_MODULES, "").split(","):
+        raise UserError(
+            f"{what} needs the block '{mixer}', and gamax runs no code because a file says so: if you trust the module "
+            f"'{module}', set {TRUSTED_MODULES}={module}"
+        )
 
 
 def check_mixer_option(mixer: object, local_window: int | None, levels: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gamax.blocks.mixers import import_path
+from gamax.blocks.mixers import check_trusted
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 from gamax.models import abstract_params, create_model
 
 WEIGHTS_NAME = "weights.safetensors"
 BEST_WEIGHTS_NAME = "weights_best.safetensors"
-
-TRUSTED_MODULES = "GAMAX_TRUSTED_MODULES"
-"""The variable of the environment with the modules, separated by commas, that weight files may name blocks of."""
 
 
 def save_weights(
@@ -75,8 +70,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
 
     Raises:
         UserError: if the file is missing, damaged, not gamax's own, does not fit the network, or names a block by an
-            import path that is neither a flax module which the program has imported, nor in a module that the variable
-            `GAMAX_TRUSTED_MODULES` names.
+            import path whose module the variable `GAMAX_TRUSTED_MODULES` does not name; `mixer="my_blocks:MyBlock"`
+            among the overrides says the same for this call.
 
     """
     path = find_weights(run_or_file)
@@ -87,27 +82,11 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         options = {**description["overrides"], "dtype": dtype}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' does not say which network it is for: it was not written by gamax") from error
-    _check_trusted(path, options.get("mixer"))
+    if "mixer" not in overrides:
+        check_trusted(f"'{path}'", options.get("mixer"))
     model = create_model(name, **{**options, **overrides})
     _check_fit(f"'{path}'", name, model, tensors)
     return model, unflatten_dict(tensors, sep="/")
-
-
-def _check_trusted(path: Path, mixer: object) -> None:
-    """Refuses weights that would have code imported, or called, which the user has neither imported nor named.
-
-    A module of flax that the program has imported is trusted; other things in an imported module are not, as Python's
-    own modules always are and hold functions that run commands.
-    """
-    module, name = import_path(mixer)
-    if module is None or module in os.environ.get(TRUSTED_MODULES, "").split(","):
-        return
-    found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module):
-        raise UserError(
-            f"'{path}' needs the block '{mixer}', and gamax runs no code because a file says so: if you trust the "
-            f"module '{module}', set {TRUSTED_MODULES}={module}, or import it in your program"
-        )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, jax.Array], dict[str, str]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -229,3 +230,8 @@ def test_rows_of_a_block_of_ones_own_are_those_of_its_file(tmp_path, monkeypatch
         (tmp_path / "own_row_blocks.py").write_text(source + edit)
         comparison.measure_groups(groups, 5, tmp_path)
     assert measured == [overrides] * 2
+    # Rows of blocks that are gone do not hinder others.
+    monkeypatch.delitem(sys.modules, "own_row_blocks")
+    (tmp_path / "own_row_blocks.py").unlink()
+    monkeypatch.setattr(comparison, "measure", lambda cases, rounds, **_: [row()])
+    comparison.measure_groups([[Case("unet", 32, 48, repeats=2)]], 5, tmp_path)

@@ -12,9 +12,10 @@ import pytest
 
 from gamax import create_model
 from gamax.blocks import GAMA, MIXERS, SqueezeExcite, check_mixer_option, find_mixer, is_global, make_mixer
-from gamax.blocks.mixers import import_path, samples_pixels
+from gamax.blocks.mixers import TRUSTED_MODULES, import_path, samples_pixels
+from gamax.config import load
 from gamax.errors import UserError
-from gamax.interop.weights import TRUSTED_MODULES, load_weights, save_weights
+from gamax.interop.weights import load_weights, save_weights
 from gamax.models import abstract_params, count_parameters
 
 BLOCK = """
@@ -128,7 +129,9 @@ def test_weights_import_only_modules_that_the_user_has_named(own_block, tmp_path
     network = create_model("gama_ir_tiny", **overrides)
     params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     save_weights(tmp_path / "own.safetensors", params, "gama_ir_tiny", overrides)
-    load_weights(tmp_path / "own.safetensors")
+    with pytest.raises(UserError, match=f"set {TRUSTED_MODULES}=own_test_blocks"):
+        load_weights(tmp_path / "own.safetensors")
+    load_weights(tmp_path / "own.safetensors", mixer=own_block)
     monkeypatch.delitem(sys.modules, "own_test_blocks")
     with pytest.raises(UserError, match=f"needs the block '{own_block}'.*set {TRUSTED_MODULES}=own_test_blocks"):
         load_weights(tmp_path / "own.safetensors")
@@ -149,15 +152,21 @@ def test_an_import_path_has_a_module_and_a_name():
         "pathlib:Path.touch",
         "gamax.blocks.mixers:find_mixer(text='own_test_blocks:Doubling')",
         "builtins:open(file='ran',mode='w')",
+        "gamax.models.gama_ir:GAMAIR(mixer=\"os:system(command='touch ran')\")",
+        "gamax.models.nafnet:NAFNet(mixer='own_test_blocks\\x3aDoubling')",
     ],
 )
-def test_weights_call_nothing_of_modules_that_are_always_imported(own_block, tmp_path, mixer):
+def test_weights_import_and_call_nothing(own_block, tmp_path, mixer):
     from safetensors.numpy import save_file
 
     description = {"model": "gama_ir_tiny", "overrides": {"mixer": mixer}, "dtype": "float32"}
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "evil.safetensors", {"gamax": json.dumps(description)})
     with pytest.raises(UserError, match=r"needs the block .*gamax runs no code because a file says so"):
         load_weights(tmp_path / "evil.safetensors")
+    resolved = {"model": {"name": "gama_ir_tiny", "overrides": {"mixer": mixer}}}
+    (tmp_path / "config.json").write_text(json.dumps(resolved))
+    with pytest.raises(UserError, match=r"config\.json' needs the block .*gamax runs no code"):
+        load(tmp_path / "config.json")
     assert not Path("ran").exists()
     assert "own_test_blocks" not in sys.modules
 

@@ -210,6 +210,7 @@ def test_names_beside_the_plot_do_not_overlap():
         assert all(below[1] <= above[0] for below, above in pairwise(boxes))
 
 
+@pytest.mark.slow
 def test_a_short_training_is_real(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "measure_cost", lambda cases, folder: dict.fromkeys(cases, COST))
     options = {**OPTIONS, "variants": ("gama",), "seeds": (0,), "steps": 1, "learning_rate": 1e-2}
