@@ -356,8 +356,11 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, save):
     save(tmp_path / "photos/a.png", (480, 480))
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+    first = start_prepare(tmp_path, limit)
+    # Its partial files would be there while it works.
+    first.communicate()
     process = subprocess.run(
-        start_prepare(tmp_path, limit).args,
+        first.args,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

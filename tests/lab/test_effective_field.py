@@ -247,7 +247,6 @@ def test_photographs_are_taken_in_turn(monkeypatch):
     [
         ({"size": 8}, "--size must be at least 16, --images at least 1 and --seed at least 0, not 8, 2 and"),
         ({"seed": -1}, "--seed at least 0"),
-        ({"overrides": {"mixer": "non_local"}, "networks": ("gama_ir_tiny",)}, "cannot run on 16x2048 pixels"),
         ({"images": 0}, "--images at least 1"),
         ({"networks": ("gama_ir_tinny",)}, "no network, run folder or weight file 'gama_ir_tinny' .did you mean"),
         ({"networks": (".",)}, "holds no weights.safetensors"),
@@ -300,3 +299,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "receptive_field.json").read_text())
     assert record["settings"]["size"] == 18
     assert record["networks"][0]["radius_50_spread"]["count"] == 1
+
+
+def test_a_mixer_that_cannot_take_the_row_of_the_theoretical_field_is_refused_first(run_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROW", 2048)
+    with pytest.raises(UserError, match=r"gama_ir_tiny cannot run on 16x2048 pixels \(NonLocal"):
+        run_study(tmp_path, networks=("gama_ir_tiny",), overrides={"mixer": "non_local"})
