@@ -201,6 +201,7 @@ def study(
     parameters = int(PARAMETERS_PER_PIXEL * size * size)
     networks = {}
     for mixer in mixers:
+        find_mixer(mixer)
         if import_path(mixer)[0]:
             check_block(mixer)
         networks[mixer] = matched_network(parameters, width, depth, mixer, kernel_size=kernel_size, padding=padding)

@@ -143,7 +143,7 @@ def test_the_verdict_compares_the_worst_seed_of_the_best_with_the_others():
         ({"squares": 33}, "at most as many as pixels"),
         ({"kernel_size": 4}, "odd kernel_size"),
         ({"mixers": ("gamma",)}, "unknown mixer 'gamma' .did you mean 'gama'"),
-        ({"mixers": ("gama(kernel=3)",)}, "the mixer gama has no option 'kernel' .did you mean 'kernel_size'"),
+        ({"mixers": ("gama(kernel=3)",)}, "^the mixer gama has no option 'kernel' .did you mean 'kernel_size'"),
         ({"images": ("no.png",)}, "no.png"),
         ({"mixers": ("non_local(max_pixels=999)",)}, "raise max_pixels"),
     ],
