@@ -25,6 +25,7 @@ from gamax.evaluation.restorer import Restorer, tile_fields
 from gamax.evaluation.submission import write_dnd_submission
 from gamax.files import check_writable, write_json
 from gamax.interop.weights import WEIGHTS_NAME, find_weights, sha256
+from gamax.pretrained import PRETRAINED_FOLDER
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Arguments:
     """Scores weights under a named protocol."""
 
     weights: tyro.conf.Positional[Path]
-    """A run folder or a weight file."""
+    """A run folder, a weight file, or the name of weights that come with gamax."""
     protocol: str
     """One of the named protocols."""
     data: Path
@@ -40,8 +41,8 @@ class Arguments:
     prior: Path | None = None
     """Folder with the diffusion prior of its images, as `gamax data prior` writes it, for a network that takes one."""
     output: Path | None = None
-    """The JSON file to write; the default is beside the weights, `evaluations/[WEIGHTS-]PROTOCOL-DATA[-OPTIONS].json`.
-    For dnd-submit a folder."""
+    """The JSON file to write; the default is beside the weights, `evaluations/[WEIGHTS-]PROTOCOL-DATA[-OPTIONS].json`,
+    in `runs/` for those that come with gamax. For dnd-submit a folder."""
     tile: int | None = None
     """Restore in tiles of this many pixels a side; the default is whole images."""
     overlap: int | None = None
@@ -71,7 +72,10 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--batch-size must be 1 or more, not {arguments.batch_size}")
     tiling = tile_fields(arguments.tile, arguments.overlap, arguments.sliding_window)
     weights = find_weights(arguments.weights)
-    output = arguments.output or weights.parent / "evaluations" / _name(arguments, protocol, weights)
+    shipped = weights.parent == PRETRAINED_FOLDER
+    output = arguments.output or (Path("runs") if shipped else weights.parent) / "evaluations" / _name(
+        arguments, protocol, weights
+    )
     _check_output(output, protocol)
     metrics = {name: find_metric(name) for name in arguments.extra_metrics}
     restorer = Restorer.from_weights(
@@ -113,7 +117,7 @@ def main(arguments: Arguments) -> None:
         **evaluation.record(),
         "data": str(arguments.data),
         "prior": {"folder": str(arguments.prior), **prior} if arguments.prior else None,
-        "weights": str(weights),
+        "weights": weights.stem if shipped else str(weights),
         "weights_sha256": sha256(weights),
         "seconds": time.monotonic() - started,
         "versions": versions(),

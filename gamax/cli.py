@@ -13,6 +13,7 @@ import tyro
 from gamax.cli_bench import Bench
 from gamax.cli_compare import Compare
 from gamax.cli_data import Data
+from gamax.cli_demo import Demo
 from gamax.cli_export import Export
 from gamax.cli_lab import Lab
 from gamax.cli_plan import TrainPlan
@@ -23,16 +24,18 @@ from gamax.files import check_writable, replace_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """Restores photographs with trained weights."""
+    """Restores photographs; without further options it removes noise with weights that come with gamax."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
     """Files, folders or quoted patterns."""
-    weights: Path
-    """A run folder or a weight file."""
+    weights: Path | None = None
+    """A run folder, a weight file, or the name of weights that come with gamax (`gamax models` lists them); the default
+    is those for the task."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """A file for one image, or a folder, where names are kept and finished files skipped; else NAME_restored."""
     task: Literal["denoise", "deblur", "defocus", "derain", "dehaze"] | None = None
-    """What the field does at test time for this task: for deblur a local window of 384, where the network has one."""
+    """Chooses the weights, those for denoise by default; with --weights, what the field does at test time for this
+    task: for deblur a local window of 384, where the network has one."""
     tile: str = "auto"
     """`whole` for the network's exact result, pixels a side for tiles, or `auto`: tiles above a megapixel."""
     overlap: int | None = None
@@ -91,7 +94,7 @@ def _expand(pattern: str) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Lists the networks."""
+    """Lists the networks, and the weights that come with gamax."""
 
     output: Path | None = None
     """Write the page with everything about them, `docs/models.md`, to this file instead."""
@@ -100,6 +103,7 @@ class Models:
         """Carries the verb out."""
         from gamax.benchmark.cost import model_multiply_adds
         from gamax.models import VARIANTS, abstract_params, count_parameters, create_model
+        from gamax.pretrained import PRETRAINED
 
         if self.output:
             from gamax.benchmark.models_page import models_page
@@ -130,6 +134,11 @@ class Models:
                 }
             )
         print_table("networks", list(rows[0]), rows)
+        weights = [
+            {"name": name, "task": item.task, "restores": item.summary, "licence": item.licence}
+            for name, item in PRETRAINED.items()
+        ]
+        print_table("weights that come with gamax", list(weights[0]), weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +204,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "data": Data,
     "lab": Lab,
     "train-plan": TrainPlan,
+    "demo": Demo,
 }
 
 

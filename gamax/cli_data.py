@@ -14,7 +14,7 @@ from gamax.cli_prior import DataPrior
 from gamax.config import DataConfig, Experiment, check_data, load
 from gamax.console import print_table, say
 from gamax.errors import UserError
-from gamax.files import check_writable
+from gamax.files import check_writable, replace_atomically
 
 if TYPE_CHECKING:
     from gamax.data.builders.core import ImageSetBuilder
@@ -29,11 +29,24 @@ class DataList:
 
     prepared_dir: Path | None = None
     """Where prepared datasets are stored; the default is `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    output: Path | None = None
+    """Write the page with everything about them, `docs/datasets.md`, to this file instead; from a checkout of gamax."""
 
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.builders import BUILDERS
 
+        if self.output:
+            from gamax.data.datasets_page import datasets_page
+
+            if self.output.is_dir():
+                raise UserError(f"--output must be a file, not the folder '{self.output}'")
+            check_writable(self.output.parent)
+            page = datasets_page(Path("configs"))
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            replace_atomically(self.output, page.encode())
+            say(f"wrote {self.output}")
+            return
         columns = ["name", "task", "published examples", "prepared copies"]
         rows = []
         for name, builder in BUILDERS.items():

@@ -47,6 +47,7 @@ CHECKED = (
     "cli_bench_studies",
     "cli_compare",
     "cli_data",
+    "cli_demo",
     "cli_export",
     "cli_lab",
     "cli_lab_studies",
@@ -55,6 +56,7 @@ CHECKED = (
     "lab",
     "errors",
     "console",
+    "pretrained",
 )
 # Not `evaluate` and `protocol_data`: checking a sequence of examples would read one of them.
 EVALUATION = (

@@ -227,6 +227,43 @@ def evaluate(
     )
 
 
+def evaluate_function(
+    restore: Callable[[np.ndarray], np.ndarray],
+    examples: Sequence[Example],
+    protocol: Protocol,
+    inference: Mapping[str, Any],
+    progress: Callable[[int], object] = lambda done: None,
+) -> Evaluation:
+    """Scores what is no network of gamax, such as a filter of another library, exactly as `evaluate` scores one.
+
+    Args:
+        restore: of an image float32 `[H, W, C]`, white at 1, noise neither clipped nor rounded, to one of its shape.
+        examples: a sequence that loads each image when it is asked for.
+        protocol: the rules, without a local window or two views.
+        inference: what the result depends on beyond the protocol, ready for JSON.
+        progress: called with the number of finished images after each.
+
+    Raises:
+        UserError: if there are no examples, one does not fit the protocol, the protocol is for networks alone, or a
+            result is not finite.
+    """
+    check_scored(protocol)
+    if protocol.views == 2 or isinstance(protocol.local_window, int):
+        raise UserError(f"protocol {protocol.name} is for networks alone; choose another")
+    if not examples:
+        raise UserError("there is no image to evaluate on")
+    rows: list[dict[str, Any]] = []
+    worst: list[Comparison] = []
+    for done in range(1, len(examples) + 1):
+        example = protocol_example(protocol, examples[done - 1])
+        row, picture = _score(protocol, {}, example, restore(_unit(example["input"])))
+        rows.append(row)
+        worst = sorted([*worst, picture], key=lambda picture: _psnr(picture.scores))[:PICTURED]
+        progress(done)
+    sizes = {(row["height"], row["width"]) for row in rows}
+    return Evaluation(protocol, dict(inference), rows, worst, sizes=len(sizes), programs=0)
+
+
 def restore_inputs(
     restorer: Restorer,
     examples: Sequence[Example],

@@ -221,6 +221,13 @@ PROTOCOLS: dict[str, Protocol] = {
             averaging=_BY_SETS,
         ),
         Protocol(
+            "rain800-rgb",
+            "rain: the 100 synthetic test pairs of Rain800 in RGB; most papers score 98 of them, Test100, on luma",
+            "gamax; hezhangsprinter/ID-CGAN: the test set",
+            _PSNR_SSIM,
+            datasets=(BenchmarkSet("Rain800", "rain800", "test", 100),),
+        ),
+        Protocol(
             "dpdd-single8",
             "defocus blur: the combined views of DPDD, both sides read with 8 bits and scored without rounding",
             "swz30/Restormer: Defocus_Deblurring/test_single_image_defocus_deblur.py, utils.py",

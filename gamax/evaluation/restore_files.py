@@ -38,6 +38,7 @@ from gamax.evaluation.restorer import Restorer, compiled_programs, tile_fields
 from gamax.evaluation.stream import restore_stream
 from gamax.files import check_writable, lock, replace_atomically
 from gamax.interop.weights import find_weights, sha256
+from gamax.pretrained import PRETRAINED, weights_for
 
 LARGEST_WHOLE = 2**20
 """Pixels up to which `tile="auto"` restores an image whole."""
@@ -89,7 +90,7 @@ class _Job:
 def restore_files(
     sources: Sequence[Path],
     output: Path | None,
-    weights: Path,
+    weights: Path | None = None,
     *,
     task: str | None = None,
     tile: str = "auto",
@@ -118,8 +119,9 @@ def restore_files(
         sources: image files; what cannot be restored is reported at the end and stops no other.
         output: a file for a single source, else a folder in which the names are kept; None writes NAME_restored
             beside a single source.
-        weights: a run folder or a weight file.
-        task: one of `TASK_LOCAL_WINDOWS`, for what the field does at test time.
+        weights: a run folder, a weight file, or the name of weights that come with gamax; None for those of the task.
+        task: one of `TASK_LOCAL_WINDOWS`, for what the field does at test time; None means denoise where it chooses the
+            weights.
         tile: `whole`, `auto` (tiles above `LARGEST_WHOLE` pixels, unless `rows` share them), or pixels a side.
         overlap: pixels that neighbouring tiles share; None for the default of `Restorer`.
         sliding_window: one of `SLIDING_WINDOWS`, instead of `tile` and `overlap`.
@@ -167,6 +169,7 @@ def restore_files(
     pictures = _pictures(targets, folder) if compare else [None] * len(targets)
     inputs = [*sources, *(view for view in rights if isinstance(view, Path))]
     _check_outputs(inputs, targets, pictures, folder, overwrite)
+    weights = _choose_weights(weights, task)
     whole = _load_restorer(weights, task, local_window, dtype=dtype, self_ensemble=self_ensemble, rows=rows)
     check_inputs(weights, whole.model, prior, right)
     sample_prior, prior_settings = None, None
@@ -249,6 +252,17 @@ def _check_outputs(
         raise UserError(f"'{folder}' holds the images to restore; choose another folder with --output")
     for parent in {target.parent for target in targets}:
         check_writable(parent)
+
+
+def _choose_weights(weights: Path | None, task: str | None) -> Path:
+    """The weights that were named, or those that come with gamax for the task, of which it says what they are."""
+    if weights is not None and (weights.exists() or str(weights) not in PRETRAINED):
+        return weights
+    shipped = weights_for(task or "denoise") if weights is None else PRETRAINED[str(weights)]
+    if task not in (None, shipped.task):
+        raise UserError(f"weights {shipped.name} are for {shipped.task}, not {task}: leave out --weights or --task")
+    say(f"weights {shipped.name}: {shipped.summary}; {shipped.licence}")
+    return Path(shipped.name)
 
 
 def _load_restorer(weights: Path, task: str | None, local_window: int | None, **options: Any) -> Restorer:

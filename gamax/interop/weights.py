@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,36 +17,52 @@ from gamax.blocks.mixers import check_trusted
 from gamax.errors import UserError
 from gamax.files import replace_atomically
 from gamax.models import abstract_params, create_model
+from gamax.pretrained import PRETRAINED
 
 WEIGHTS_NAME = "weights.safetensors"
 BEST_WEIGHTS_NAME = "weights_best.safetensors"
 
 
 def save_weights(
-    path: str | Path, params: Any, model_name: str, overrides: Mapping[str, Any], dtype: str = "float32"
+    path: str | Path,
+    params: Any,
+    model_name: str,
+    overrides: Mapping[str, Any],
+    dtype: str = "float32",
+    stored_as: Literal["float16"] | None = None,
 ) -> str:
     """Writes parameters and the description of their network, atomically; returns the SHA-256 of the file.
 
-    `dtype` is the precision that the network computes in, not that of the parameters.
+    `dtype` is the precision that the network computes in, not that of the parameters. `stored_as` halves the file by
+    rounding the parameters; `load_weights` makes them float32 again.
     """
     from safetensors.flax import save
 
-    tensors = {name: jnp.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    tensors = {name: jnp.asarray(value, stored_as) for name, value in flatten_dict(params, sep="/").items()}
+    if stored_as and not all(bool(jnp.isfinite(value).all()) for value in tensors.values()):
+        raise UserError(f"'{path}': parameters beyond the range of {stored_as} cannot be stored as such")
     _check_fit("the tree of parameters", model_name, create_model(model_name, **overrides), tensors)
     # How a program runs, not what it computes, and loops over blocks only cost time when images are restored.
     overrides = {key: value for key, value in overrides.items() if key not in ("scan", "remat")}
     try:
-        description = json.dumps({"model": model_name, "overrides": overrides, "dtype": dtype}, sort_keys=True)
+        description = {"model": model_name, "overrides": overrides, "dtype": dtype}
+        text = json.dumps({**description, **({"stored_as": stored_as} if stored_as else {})}, sort_keys=True)
     except TypeError as error:
         raise UserError(f"overrides that JSON cannot hold cannot be saved ({error}); use names and numbers") from error
-    content = save(tensors, metadata={"gamax": description})
+    content = save(tensors, metadata={"gamax": text})
     replace_atomically(Path(path), content)
     return hashlib.sha256(content).hexdigest()
 
 
 def find_weights(run_or_file: str | Path) -> Path:
-    """The weight file of a run folder, or the file itself; raises `UserError` if there is none."""
+    """The weight file of a run folder, the file itself, or, where no such path exists, weights that come with gamax.
+
+    Raises:
+        UserError: if there is none.
+    """
     path = Path(run_or_file)
+    if str(run_or_file) in PRETRAINED and not path.exists():
+        return PRETRAINED[str(run_or_file)].path
     if path.is_dir():
         path /= WEIGHTS_NAME
         if not path.is_file():
@@ -54,7 +70,10 @@ def find_weights(run_or_file: str | Path) -> Path:
                 f"'{run_or_file}' holds no {WEIGHTS_NAME}: the run is not finished, or it is not a run folder"
             )
     if not path.is_file():
-        raise UserError(f"no weights at '{run_or_file}'; give a run folder or a .safetensors file")
+        names = ", ".join(PRETRAINED)
+        raise UserError(
+            f"no weights at '{run_or_file}'; give a run folder, a .safetensors file or weights of gamax ({names})"
+        )
     return path
 
 
@@ -62,7 +81,7 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
     """Reads a weight file of gamax.
 
     Args:
-        run_or_file: a run folder or a `.safetensors` file.
+        run_or_file: a run folder, a `.safetensors` file, or the name of weights that come with gamax.
         **overrides: fields of the network to change, such as `dtype=jnp.bfloat16`; the default is as it was trained.
 
     Returns:
@@ -86,6 +105,8 @@ def load_weights(run_or_file: str | Path, **overrides: Any) -> tuple[nn.Module, 
         check_trusted(f"'{path}'", options.get("mixer"))
     model = create_model(name, **{**options, **overrides})
     _check_fit(f"'{path}'", name, model, tensors)
+    if description.get("stored_as"):
+        tensors = {key: value.astype(jnp.float32) for key, value in tensors.items()}
     return model, unflatten_dict(tensors, sep="/")
 
 

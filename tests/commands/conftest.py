@@ -36,6 +36,7 @@ def tiny_workspace(tmp_path_factory, prepared_dir, train) -> Path:
     train([str(ROOT / "configs/quickstart.py"), *TINY, *run_dir, "--data.prepared-dir", str(prepared_dir)])
     photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     cv2.imwrite(str(workspace / "photo.png"), photo)
+    cv2.imwrite(str(workspace / "photo.jpg"), photo)
     (workspace / "photographs").mkdir()
     for name in ("a", "b"):
         cv2.imwrite(str(workspace / "photographs" / f"{name}.png"), photo)

@@ -1,15 +1,10 @@
 """The README's examples run as written, after a quick start made tiny."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from documentation import ROOT, run_command
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 # The code of the page on export runs in tests/interop/test_export.py, which makes the files that it reads.
 PAGES = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "export.md")]
@@ -38,20 +33,7 @@ def test_python_example(code, tiny_workspace, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tiny_workspace, prepared_dir):
-    program, *arguments = shlex.split(command)
-    start = {".venv/bin/gamax": ["-m", "gamax.cli"], ".venv/bin/python": []}[program]
-    scripts = [str(ROOT / item) if item.endswith(".py") else item for item in arguments]
-    environment = {**os.environ, "TFDS_DATA_DIR": str(prepared_dir)}
-    # One device, as a newcomer has.
-    del environment["XLA_FLAGS"]
-    finished = subprocess.run(
-        [sys.executable, *start, *scripts],
-        cwd=tiny_workspace,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = run_command(command, tiny_workspace, prepared_dir)
     assert finished.returncode == 0, finished.stderr
 
 

@@ -20,7 +20,7 @@ from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_exampl
 
 NAMES = (
     *("sidd-srgb", "gopro", "gopro-tlc", "hide", "realblur-ecc", "rain-y-matlab", "dpdd-single8", "dpdd-dual16"),
-    *("sots", "reds-val300", "lir-crop32", "dnd-submit", "polyu", "paired-rgb", "reconstruction"),
+    *("sots", "reds-val300", "lir-crop32", "dnd-submit", "polyu", "paired-rgb", "reconstruction", "rain800-rgb"),
     *(f"gauss-{kind}-{sigma}" for kind in ("color", "gray") for sigma in (15, 25, 50)),
 )
 

@@ -20,18 +20,21 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 import tifffile
+from skimage import data
 
 from gamax.cli import main
-from gamax.data.images import read_image, write_image
+from gamax.data.images import read_image, to_float, to_integers, write_image
 from gamax.data.metadata import turn_upright
 from gamax.errors import StoppedError, UserError
 from gamax.evaluation import restore_files as module
 from gamax.evaluation.before_after import before_after, most_changed
 from gamax.evaluation.buckets import shape_buckets
+from gamax.evaluation.metrics import psnr
 from gamax.evaluation.restore_files import restore_files
 from gamax.evaluation.restorer import Restorer
 from gamax.interop.weights import save_weights
 from gamax.models import abstract_params, create_model
+from gamax.pretrained import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
 TINY = {"width": 4, "depth": 3, "levels": 1, "blocks_per_level": 1}
@@ -112,6 +115,42 @@ def bad_folder(folder: Path, count: int) -> Path:
     for name in ("notes.txt", ".hidden.png", "result.json"):
         (folder / name).write_text("not for us")
     return folder
+
+
+def test_without_flags_the_weights_of_gamax_denoise(tmp_path, monkeypatch, capsys):
+    noisy = to_float(data.astronaut()[:96, 100:196]) + np.random.default_rng(0).normal(0, 25 / 255, (96, 96, 3))
+    write_image(tmp_path / "photo.png", to_integers(noisy, np.uint8))
+    monkeypatch.setattr(sys, "argv", ["gamax", "restore", str(tmp_path / "photo.png")])
+    main()
+    said = capsys.readouterr().out
+    assert "weights denoise-gaussian" in said
+    assert PRETRAINED["denoise-gaussian"].licence in said
+    restored, clean = read_image(tmp_path / "photo_restored.png"), data.astronaut()[:96, 100:196]
+    assert psnr(to_float(restored), to_float(clean), peak=1) > psnr(noisy, to_float(clean), peak=1) + 6
+
+
+def test_the_task_chooses_the_weights(tmp_path, capsys):
+    write_image(tmp_path / "photo.png", data.astronaut()[:64, 100:164])
+    (path,) = restore_files([tmp_path / "photo.png"], None, task="derain")
+    assert "weights derain: " in capsys.readouterr().out
+    restored = Restorer.from_weights("derain")(data.astronaut()[:64, 100:164])
+    np.testing.assert_array_equal(read_image(path), restored)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"task": "dehaze"}, r"no weights for the task dehaze .* only for denoise and derain: .*configs/lir_dehaze.py"),
+        ({"task": "derian"}, r"unknown task 'derian' \(did you mean 'derain'\?\)"),
+        ({"task": "derain", "weights": Path("denoise-real")}, "weights denoise-real are for denoise, not derain"),
+        ({"weights": Path("denoise-reel")}, r"no weights at 'denoise-reel'; .*denoise-real"),
+    ],
+)
+def test_wrong_tasks_and_weights_are_named_before_any_work(arguments, sentence, tmp_path):
+    write_image(tmp_path / "photo.png", random_image())
+    with pytest.raises(UserError, match=sentence):
+        restore_files([tmp_path / "photo.png"], None, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_what_is_bad_among_a_thousand_is_reported_and_all_else_restored(tmp_path, weights, monkeypatch, capsys):

@@ -58,6 +58,25 @@ def test_bfloat16_parameters_survive_the_disk(tmp_path, params):
         assert bool((restored == original).all())
 
 
+def test_parameters_stored_with_half_the_bits_come_back_as_float32(tmp_path, params):
+    save_weights(path := tmp_path / "half.safetensors", params, NAME, OVERRIDES, stored_as="float16")
+    save_weights(tmp_path / "whole.safetensors", params, NAME, OVERRIDES)
+    saved = (tmp_path / "whole.safetensors").stat().st_size - path.stat().st_size
+    assert saved > 0.45 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert load_file(path)["intro/kernel"].dtype == np.float16
+    _, loaded = load_weights(path)
+    for restored, original in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        assert restored.dtype == jnp.float32
+        np.testing.assert_array_equal(restored, np.asarray(original).astype(np.float16).astype(np.float32))
+
+
+def test_parameters_beyond_float16_are_refused(tmp_path, params):
+    large = jax.tree.map(lambda leaf: leaf * 1e6, params)
+    with pytest.raises(UserError, match="beyond the range of float16"):
+        save_weights(tmp_path / "large.safetensors", large, NAME, OVERRIDES, stored_as="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_file_is_plain_safetensors_with_readable_names(run, params):
     tensors = load_file(run / WEIGHTS_NAME)
     np.testing.assert_array_equal(tensors["intro/kernel"], params["intro"]["kernel"])

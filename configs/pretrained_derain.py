@@ -1,0 +1,34 @@
+"""The weights `derain` that come with gamax: synthetic rain on photographs (Rain800).
+
+Command:  python train.py configs/pretrained_derain.py --data.source RAIN800
+Result:   gamax/pretrained/derain.md
+Time:     about 40 minutes on one core of a CPU
+Differs:  GAMA-IR (arXiv 2404.00807) of a size for CPUs, with dense 3x3 convolutions
+"""
+
+from gamax.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Stage,
+    TrainingConfig,
+)
+
+experiment = Experiment(
+    model=ModelConfig(name="gama_ir_tiny", overrides={"depth": 12, "spatial_conv": "dense"}),
+    data=DataConfig(dataset="paired_folder", encoding="raw", patch_size=96, small_images="pad"),
+    optimizer=OptimizerConfig(learning_rate=5e-3, final_learning_rate=1e-6, warmup_steps=100, gradient_clip=1.0),
+    training=TrainingConfig(
+        steps=3_500,
+        batch_size=4,
+        progressive=(Stage(first_step=3_000, patch_size=160, batch_size=2),),
+        loss="psnr",
+        ema_decay=0.998,
+        checkpoint_every=500,
+    ),
+    evaluation=EvaluationConfig(protocol="paired-rgb"),
+    logging=LoggingConfig(every=100),
+)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from skimage import data
+
+import gamax
+from gamax.config import load
+from gamax.errors import UserError
+from gamax.interop.weights import find_weights, load_weights, sha256
+from gamax.pretrained import PRETRAINED, PRETRAINED_FOLDER, TRAINING_EXAMPLES, weights_for
+
+ROOT = Path(__file__).parents[2]
+NAMES = list(PRETRAINED)
+
+
+def test_every_file_of_the_folder_is_listed_and_small():
+    assert {path.stem for path in PRETRAINED_FOLDER.glob("*.safetensors")} == set(NAMES)
+    assert {path.stem for path in PRETRAINED_FOLDER.glob("*.md")} == set(NAMES)
+    assert max(weights.path.stat().st_size for weights in PRETRAINED.values()) <= 12e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_fit_a_gama_ir_and_are_float32_in_memory(name):
+    model, params = load_weights(name)
+    assert type(model).__name__ == "GAMAIR"
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    assert find_weights(name) == PRETRAINED[name].path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_terms_data_budget_and_the_digest_of_this_file(name):
+    card = PRETRAINED[name].card.read_text()
+    training = json.loads((ROOT / f"docs/results/training/{name}.json").read_text())
+    for fact in (PRETRAINED[name].licence, sha256(PRETRAINED[name].path), f"{training['samples']:,} crops"):
+        assert fact in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_is_the_one_that_was_trained(name):
+    training = json.loads((ROOT / f"docs/results/training/{name}.json").read_text())
+    experiment = load(ROOT / f"configs/pretrained_{name.replace('-', '_')}.py")
+    assert (experiment.training.steps, experiment.model.overrides) == (
+        training["steps"],
+        training["model"]["overrides"],
+    )
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 50])
+def test_the_blind_denoiser_gains_at_every_strength(sigma):
+    clean = data.astronaut()[40:136, 180:276] / 255
+    noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
+    restored = gamax.Restorer.from_weights("denoise-gaussian")(noisy.astype(np.float32))
+    assert gamax.psnr(restored, clean, peak=1) > gamax.psnr(noisy, clean, peak=1) + {5: 1, 15: 4, 50: 9}[sigma]
+
+
+def test_a_folder_of_that_name_counts_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("derain").mkdir()
+    with pytest.raises(UserError, match=r"'derain' holds no weights\.safetensors"):
+        find_weights("derain")
+
+
+def test_tasks_with_and_without_weights():
+    assert weights_for("denoise").name == "denoise-gaussian"
+    assert weights_for("derain").name == "derain"
+    for task, config in TRAINING_EXAMPLES.items():
+        assert (ROOT / config).is_file()
+        with pytest.raises(UserError, match=f"no weights for the task {task}"):
+            weights_for(task)
