@@ -72,7 +72,7 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--batch-size must be 1 or more, not {arguments.batch_size}")
     tiling = tile_fields(arguments.tile, arguments.overlap, arguments.sliding_window)
     weights = find_weights(arguments.weights)
-    shipped = weights.parent == PRETRAINED_FOLDER
+    shipped = weights.resolve().parent == PRETRAINED_FOLDER
     output = arguments.output or (Path("runs") if shipped else weights.parent) / "evaluations" / _name(
         arguments, protocol, weights
     )

@@ -2,7 +2,7 @@
 
 Command:  python train.py configs/pretrained_denoise_real.py --data.source POLYU
 Result:   gamax/pretrained/denoise-real.md
-Time:     about 25 minutes on one core of a CPU
+Time:     about 15 minutes on one core of a CPU
 Differs:  GAMA-IR (arXiv 2404.00807) of a size for CPUs, with dense 3x3 convolutions
 """
 
@@ -21,11 +21,11 @@ experiment = Experiment(
     data=DataConfig(dataset="paired_folder", encoding="raw", patch_size=128),
     optimizer=OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-6, warmup_steps=100, gradient_clip=1.0),
     training=TrainingConfig(
-        steps=2_500,
+        steps=1_200,
         batch_size=4,
         loss="psnr",
         ema_decay=0.998,
-        checkpoint_every=500,
+        checkpoint_every=200,
     ),
     evaluation=EvaluationConfig(protocol="polyu"),
     logging=LoggingConfig(every=100),

@@ -29,6 +29,6 @@ experiment = Experiment(
         ema_decay=0.998,
         checkpoint_every=500,
     ),
-    evaluation=EvaluationConfig(protocol="paired-rgb"),
+    evaluation=EvaluationConfig(protocol="rain800-rgb"),
     logging=LoggingConfig(every=100),
 )

@@ -1,12 +1,12 @@
 """Scores classical filters of other libraries under the protocols of `eval.py`, for docs/results/restoration.md.
 
     python docs/measure_baselines.py tune gauss-color-25 --data SCRATCH/bsds500/images/train
-    python docs/measure_baselines.py score gauss-color-25 --data CBSD68 --set cbsd68 --output docs/results/restoration
-    python docs/measure_baselines.py seconds --output docs/results/restoration --weights gamax/pretrained/*.safetensors
+    python docs/measure_baselines.py score gauss-color-25 --data CBSD68 --set cbsd68
+    python docs/measure_baselines.py seconds
 
 `score` writes METHOD.PROTOCOL.SET.json, in the form of the files of `eval.py`. `tune` prints the PSNR of each filter on
-20 training images for the strengths that it may have; the best ones stand in `METHODS`. `seconds` times every filter,
-and networks with their weights, on one photograph. DATA is what `eval.py --data` takes.
+20 training images for the strengths that it may have; the best ones stand in `METHODS`. `seconds` times every filter
+and the weights that come with gamax on one photograph. DATA is what `eval.py --data` takes.
 
 Where the protocol adds noise, the filters are given its sigma. For real noise those that take one get the same sigma
 for all images, the best on training pairs: `skimage.restoration.estimate_sigma` finds less than 1/255 where inputs and
@@ -39,6 +39,7 @@ from gamax.evaluation.protocol_data import protocol_examples
 from gamax.evaluation.protocols import Protocol, find_protocol
 from gamax.files import check_writable, write_json
 
+RESULTS = Path(__file__).resolve().parent / "results/restoration"
 TUNED_ON = 20
 """Training images, at even distances."""
 REPEATS = 3
@@ -221,11 +222,16 @@ def chosen(names: list[str] | None, protocol: Protocol) -> dict[str, Method]:
     if unknown := [name for name in names or () if name not in found]:
         raise UserError(f"no method '{unknown[0]}' for the protocol {protocol.name}; there are {', '.join(found)}")
     found = {name: method for name, method in found.items() if not names or name in names}
-    for package, module in (("bm3d", "bm3d"), ("PyWavelets", "pywt")):
-        for name, method in found.items():
-            if package in method.packages and importlib.util.find_spec(module) is None:
-                raise UserError(f"the method '{name}' needs the package {package}: install it, or name others")
+    for name, method in found.items():
+        if missing := missing_packages(method):
+            raise UserError(f"the method '{name}' needs the package {missing[0]}: install it, or name others")
     return found
+
+
+def missing_packages(method: Method) -> list[str]:
+    """Packages of a method that are not installed, of those that gamax does not bring."""
+    modules = {"bm3d": "bm3d", "PyWavelets": "pywt"}
+    return [name for name in method.packages if name in modules and importlib.util.find_spec(modules[name]) is None]
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -292,19 +298,23 @@ def seconds(arguments: argparse.Namespace) -> None:
     from gamax.evaluation.protocols import protocol_input
     from gamax.evaluation.restorer import Restorer
     from gamax.interop.weights import sha256
+    from gamax.pretrained import PRETRAINED
 
     protocol = find_protocol("gauss-color-25")
     image = protocol_input(protocol, astronaut())
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, method in METHODS.items():
-        if name == "input" or (arguments.methods and name not in arguments.methods):
+        if name == "input":
+            continue
+        if missing := missing_packages(method):
+            say(f"{name} is not timed: it needs {missing[0]}")
             continue
         functions[name] = restorer(method, **settings_of(protocol, method))
         described[name] = {"versions": package_versions(method)}
-    for path in arguments.weights:
-        functions[path.stem] = Restorer.from_weights(path)
-        described[path.stem] = {"weights_sha256": sha256(path)}
+    for name, weights in PRETRAINED.items():
+        functions[name] = Restorer.from_weights(weights.path)
+        described[name] = {"weights_sha256": sha256(weights.path)}
     check_writable(arguments.output)
     megapixels = math.prod(image.shape[:2]) / 1e6
     rows = {}
@@ -338,16 +348,14 @@ def main() -> None:
     for function in (score, tune, seconds):
         part = parts.add_parser(function.__name__, help=(function.__doc__ or "").partition("\n")[0])
         part.set_defaults(function=function)
-        part.add_argument("--methods", nargs="+", help=f"of {', '.join(METHODS)}; the default is all that fit")
         if function is not seconds:
+            part.add_argument("--methods", nargs="+", help=f"of {', '.join(METHODS)}; the default is all that fit")
             part.add_argument("protocol")
             part.add_argument("--data", type=Path, required=True, help="as for eval.py")
         if function is score:
             part.add_argument("--set", required=True, help="name of the test set in the names of the files")
-        if function is seconds:
-            part.add_argument("--weights", type=Path, nargs="*", default=[], help="weight files to time as well")
         if function is not tune:
-            part.add_argument("--output", type=Path, required=True, help="folder of the JSON files")
+            part.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
     arguments = parser.parse_args()
     arguments.function(arguments)
 

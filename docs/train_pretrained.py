@@ -1,12 +1,12 @@
 """Trains the weights that come with gamax, scores them, and puts them with their model cards into `gamax/pretrained/`.
 
     python docs/stage_test_data.py DATA SCRATCH
-    python docs/train_pretrained.py DATA SCRATCH [NAME ...] [-- OPTIONS OF train.py]
+    python docs/train_pretrained.py DATA SCRATCH [NAME ...]
 
 It runs `train.py configs/pretrained_NAME.py` in SCRATCH/runs/NAME, which goes on where it was interrupted. So on a
 machine that is lent for half an hour at a time the same command is given again, and what is finished is not trained
-again. Behind `--` stand options that make more of a GPU, such as `--training.steps 200000 --training.batch-size 64`.
-Then it writes NAME.safetensors (float16), the results into docs/results/, and NAME.md from both.
+again. What a GPU is to do beyond a CPU is written into the configuration first: steps, batch, network. Then it writes
+NAME.safetensors (float16), the results into docs/results/, and NAME.md from both.
 
 DATA holds cbsd68/ and kodak24/ beside what `docs/stage_test_data.py` reads.
 """
@@ -19,12 +19,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from make_results import RESULTS, ROOT, TASKS
 
+from gamax.config import Experiment, load, to_dict
 from gamax.console import say
 from gamax.errors import UserError, exit_on_user_error
 from gamax.files import replace_atomically, write_json
@@ -61,14 +62,15 @@ TRAINING_DATA = {
     "denoise-real": TrainingData(
         "polyu",
         "86 of the 100 crops of PolyU, of all scenes but the five that are tested on; both sides are JPEG. Licence of "
-        "The Hong Kong Polytechnic University: like BSD, for non-commercial use only.",
+        "The Hong Kong Polytechnic University: like BSD, for non-commercial use only. A plush toy of one training "
+        "scene also stands in two of the scenes that are tested on.",
         "It knows the mild noise of five cameras (about 36 dB) and no strong noise: that of high sensitivities, or of "
         "raw files, it leaves.",
     ),
     "derain": TrainingData(
         "rain800",
         "449 pairs of the training part of Rain800, as many as were at hand and share no clean picture with its test "
-        "part. Rain800 states no licence.",
+        "part; clean pictures repeat in both. Rain800 states no licence.",
         "Its rain is drawn on photographs. Real rain has drops, veils and mist that it has not seen.",
     ),
 }
@@ -76,13 +78,11 @@ TRAINING_DATA = {
 
 def main() -> None:
     """Trains, stores, scores and describes."""
-    arguments = sys.argv[1:]
-    split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(TRAINING_DATA))
-    chosen = parser.parse_args(arguments[:split])
+    chosen = parser.parse_args()
     for name in chosen.names:
         if name not in TRAINING_DATA:
             raise UserError(f"no weights '{name}'; choose of {', '.join(TRAINING_DATA)}")
@@ -91,10 +91,10 @@ def main() -> None:
         if not folder_of(name, data, scratch).is_dir():
             raise UserError(f"no folder '{folder_of(name, data, scratch)}'; run docs/stage_test_data.py first")
     for name in chosen.names:
-        train(name, data, scratch, arguments[split + 1 :])
+        train(name, data, scratch)
         store(name, scratch)
         score(name, data, scratch)
-        write_card(name)
+        replace_atomically(PRETRAINED[name].card, card_text(name).encode())
         say(f"{name}: wrote {PRETRAINED[name].path.name}, {PRETRAINED[name].card.name} and the results")
 
 
@@ -117,15 +117,24 @@ def run(command: list[str]) -> None:
         raise UserError(f"'{' '.join(command)}' ended with exit code {finished.returncode}; give the command again")
 
 
-def train(name: str, data: Path, scratch: Path, options: list[str]) -> None:
+def train(name: str, data: Path, scratch: Path) -> None:
     """Trains in SCRATCH/runs/NAME, goes on there, or finds it finished."""
-    if (scratch / "runs" / name / "result.json").is_file():
+    folder = scratch / "runs" / name
+    if (folder / "result.json").is_file():
+        if settings_of(load(folder / "config.json")) != settings_of(load(ROOT / config_of(name))):
+            raise UserError(f"'{folder}' was trained otherwise than {config_of(name)} says; remove it or mend that")
         return
     chosen = TRAINING_DATA[name]
     command = ["train.py", config_of(name), "--data.source", str(folder_of(chosen.source, data, scratch))]
     if chosen.tested_on:
         command += ["--evaluation.data", str(folder_of(chosen.tested_on, data, scratch))]
-    run([*command, "--logging.run-dir", str(scratch / "runs" / name), *options])
+    run([*command, "--logging.run-dir", str(folder)])
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What decides the weights: the experiment without folders, evaluation and logging."""
+    settings = to_dict(replace(experiment, data=replace(experiment.data, source=None, prepared_dir=None)))
+    return {group: settings[group] for group in ("model", "data", "optimizer", "training")}
 
 
 def config_of(name: str) -> str:
@@ -136,15 +145,15 @@ def config_of(name: str) -> str:
 def store(name: str, scratch: Path) -> None:
     """The weights as float16 into the package, the record of the training into the results."""
     folder = scratch / "runs" / name
-    config = json.loads((folder / "config.json").read_text())
+    experiment = load(folder / "config.json")
     _, params = load_weights(folder)
-    model = config["model"]
-    save_weights(PRETRAINED[name].path, params, model["name"], model["overrides"], stored_as="float16")
+    model = experiment.model
+    save_weights(PRETRAINED[name].path, params, model.name, model.overrides, stored_as="float16")
     record = read_record(folder / "result.json", f"python train.py {config_of(name)}")
     kept = ("protocol", "images", "psnr_input", "psnr", "ssim", "steps", "samples", "seconds", "weights_sha256")
     record = {key: record[key] for key in (*kept, "versions", "environment")}
     (RESULTS / "training").mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / "training" / f"{name}.json", {"weights": name, "model": model, **record})
+    write_json(RESULTS / "training" / f"{name}.json", {"weights": name, **record, "settings": settings_of(experiment)})
 
 
 def score(name: str, data: Path, scratch: Path) -> None:
@@ -166,7 +175,7 @@ def read_record(path: Path, command: str) -> dict[str, Any]:
     return record
 
 
-def write_card(name: str) -> None:
+def card_text(name: str) -> str:
     """The model card, from the records of training and tests."""
     chosen, weights = TRAINING_DATA[name], PRETRAINED[name]
     training = json.loads((RESULTS / "training" / f"{name}.json").read_text())
@@ -176,7 +185,7 @@ def write_card(name: str) -> None:
         result = json.loads((RESULTS / "restoration" / f"{name}.{protocol}.{tested}.json").read_text())
         figures = f"{result['psnr_input']:.2f} | {result['psnr']:.2f} | {result['ssim']:.4f}"
         rows.append(f"| `{protocol}` | {tested} | {result['images']} | {figures} |")
-    variant = ", ".join(f"`{key}={value}`" for key, value in training["model"]["overrides"].items())
+    variant = ", ".join(f"`{key}={value}`" for key, value in training["settings"]["model"]["overrides"].items())
     machine, versions = training["environment"], training["versions"]
     lines = [
         f"# {name}",
@@ -188,13 +197,13 @@ def write_card(name: str) -> None:
         "| what | |",
         "| --- | --- |",
         f"| network | GAMA-IR (arXiv 2404.00807; layout of the blocks reconstructed): "
-        f"`{training['model']['name']}` with {variant} |",
+        f"`{training['settings']['model']['name']}` with {variant} |",
         f"| parameters | {count_parameters(params):,}, stored as float16, {weights.path.stat().st_size / 1e6:.1f} MB |",
         f"| training data | {chosen.photographs} |",
         f"| budget | {training['steps']:,} steps, {training['samples']:,} crops, {training['seconds'] / 60:.0f} "
-        f"minutes; {', '.join(machine['devices'])} with {machine['cpu_count']} cores, which other work shared |",
+        f"minutes; {', '.join(machine['devices'])} with {machine['cpu_count']} cores |",
         f"| made by | `{training['environment']['command']}`; Python {versions['python']}, "
-        f"jax {versions['jax']}, flax {versions['flax']}; commit {machine['gamax_commit'][:7]} |",
+        f"jax {versions['jax']}, flax {versions['flax']}; commit {machine['gamax_commit'] or 'unknown'} |",
         f"| SHA-256 | of this file {sha256(weights.path)}, before rounding {training['weights_sha256']} |",
         "",
         "## Results",
@@ -213,7 +222,7 @@ def write_card(name: str) -> None:
         "linear ones.",
         "",
     ]
-    replace_atomically(weights.card, "\n".join(lines).encode())
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

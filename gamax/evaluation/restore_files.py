@@ -256,13 +256,14 @@ def _check_outputs(
 
 def _choose_weights(weights: Path | None, task: str | None) -> Path:
     """The weights that were named, or those that come with gamax for the task, of which it says what they are."""
+    # What was named may be a path, too, and a path counts more; what gamax itself chooses is not looked for elsewhere.
     if weights is not None and (weights.exists() or str(weights) not in PRETRAINED):
         return weights
     shipped = weights_for(task or "denoise") if weights is None else PRETRAINED[str(weights)]
     if task not in (None, shipped.task):
         raise UserError(f"weights {shipped.name} are for {shipped.task}, not {task}: leave out --weights or --task")
     say(f"weights {shipped.name}: {shipped.summary}; {shipped.licence}")
-    return Path(shipped.name)
+    return shipped.path
 
 
 def _load_restorer(weights: Path, task: str | None, local_window: int | None, **options: Any) -> Restorer:

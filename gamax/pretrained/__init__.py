@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gamax.errors import UserError, nearest
 
-PRETRAINED_FOLDER = Path(__file__).parent
+PRETRAINED_FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)

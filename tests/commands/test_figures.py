@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from gamax.evaluation.protocols import PROTOCOLS
 from gamax.interop.weights import sha256
@@ -23,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = sorted((RESULTS / "restoration").glob("*.*.*.json"))
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
-UNIT = r"(?:dB|ms|s|GiB|MiB|GB|MB|min|%)"
+UNIT = r"(?:dB|ms|s|GiB|MiB|GB|MB|min|%|seconds?|minutes?|hours?|h)"
 FIGURE = re.compile(rf"(?<![\w.])({NUMBER})(?: (?:to|and|or) ({NUMBER}))?\s?{UNIT}(?!\w)")
 
 
@@ -60,7 +61,11 @@ def cited_files(block: str, page: Path, results: Path) -> list[Path]:
 
 @lru_cache
 def numbers_of(file: Path) -> frozenset[Decimal]:
-    return frozenset(Decimal(text.replace(",", "")) for text in re.findall(NUMBER, file.read_text()))
+    text = file.read_text()
+    if file.suffix == ".json":
+        # The figures of the file itself: among those of single images nearly every number would be found.
+        text = " ".join(str(value) for value in json.loads(text).values() if isinstance(value, int | float))
+    return frozenset(Decimal(number.replace(",", "")) for number in re.findall(NUMBER, text))
 
 
 def is_stated(figure: str, numbers: set[Decimal]) -> bool:
@@ -122,6 +127,18 @@ def test_a_figure_that_is_not_in_the_cited_file_is_found(tmp_path, sentence, wro
     assert [re.findall("'(.*?)'", line)[0] for line in found] == wrong
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/index.md"], ids=lambda page: page.name)
+def test_the_front_pages_state_no_figure_without_its_source(page):
+    made = re.compile(f"{make_results.START}.*{make_results.END}", re.DOTALL)
+    without = [block for block in blocks(made.sub("", page.read_text())) if not cited_files(block, page, RESULTS)]
+    assert [match[0] for block in without for match in FIGURE.finditer(re.sub(r"`[^`]*`", "", block))] == []
+
+
+def test_the_plot_shows_the_results():
+    text = Image.open(ROOT / "docs/images/results_denoise.png").text
+    assert text["Description"] == make_results.plotted(make_results.read_results(RESULTS / "restoration"))
+
+
 def test_the_pages_are_what_the_script_makes_of_the_result_files():
     made = make_results.pages()
     assert RESULTS / "restoration.md" in made
@@ -140,8 +157,10 @@ def test_a_block_is_replaced_between_its_comments():
 
 
 def test_there_are_results_of_every_task():
-    names = {tuple(path.name.split(".")[1:3]) for path in FILES}
-    assert {(p, name) for task in make_results.TASKS for p in task.protocols for name in task.sets} <= names
+    names = {tuple(path.name.split(".")[:3]) for path in FILES}
+    for task in make_results.TASKS:
+        for method in ("input", *task.weights):
+            assert {(method, p, name) for p in task.protocols for name in task.sets} <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -167,6 +186,13 @@ def test_a_result_file_says_what_it_is(path):
         return
     assert record["weights"] == method
     assert record["weights_sha256"] == sha256(PRETRAINED[method].path)
+
+
+def test_the_times_are_those_of_these_weights():
+    timed = json.loads((RESULTS / "restoration/seconds.json").read_text())["methods"]
+    assert {name: timed[name]["weights_sha256"] for name in PRETRAINED} == {
+        name: sha256(weights.path) for name, weights in PRETRAINED.items()
+    }
 
 
 def test_methods_in_one_table_have_restored_the_same_images():

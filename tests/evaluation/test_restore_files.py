@@ -137,6 +137,15 @@ def test_the_task_chooses_the_weights(tmp_path, capsys):
     np.testing.assert_array_equal(read_image(path), restored)
 
 
+def test_no_path_of_that_name_replaces_the_default_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "denoise-gaussian").write_bytes(b"not weights")
+    write_image(tmp_path / "photo.png", data.astronaut()[:32, :32])
+    (path,) = restore_files([tmp_path / "photo.png"], None)
+    restored = Restorer.from_weights(PRETRAINED["denoise-gaussian"].path)(data.astronaut()[:32, :32])
+    np.testing.assert_array_equal(read_image(path), restored)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
