@@ -17,7 +17,6 @@ from gamax.errors import UserError
 from gamax.files import check_writable, replace_atomically
 
 if TYPE_CHECKING:
-    from gamax.data.builders.core import ImageSetBuilder
     from gamax.data.checks import SplitReport
 
 _PNG_START = b"\x89PNG"
@@ -35,10 +34,9 @@ class DataList:
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.builders import BUILDERS
+        from gamax.data.datasets_page import datasets_page, published_counts
 
         if self.output:
-            from gamax.data.datasets_page import datasets_page
-
             if self.output.is_dir():
                 raise UserError(f"--output must be a file, not the folder '{self.output}'")
             check_writable(self.output.parent)
@@ -51,7 +49,7 @@ class DataList:
         rows = []
         for name, builder in BUILDERS.items():
             copies = len(_copies(name, self.prepared_dir))
-            values = (name, builder.TASK, _counts(builder), str(copies) if copies else "")
+            values = (name, builder.TASK, published_counts(builder), str(copies) if copies else "")
             rows.append(dict(zip(columns, values, strict=True)))
         print_table("datasets; `gamax data info NAME` says where to get one, on what terms, and more", columns, rows)
 
@@ -68,13 +66,14 @@ class DataInfo:
     def run(self) -> None:
         """Carries the verb out."""
         from gamax.data.builders import find_builder
+        from gamax.data.datasets_page import published_counts
 
         builder = find_builder(self.name)
         copies = _copies(self.name, self.prepared_dir)
         features = f"name, and uint8 or uint16 [H, W, {builder.CHANNELS}] images: target, input where there are pairs"
         facts = {
             "task": builder.TASK,
-            "published": _counts(builder),
+            "published": published_counts(builder),
             "licence": builder.LICENSE,
             "homepage": builder.HOMEPAGE,
             "files": builder.MANUAL_DOWNLOAD_INSTRUCTIONS,
@@ -276,10 +275,6 @@ def _print_copy(folder: Path) -> None:
         rows.append(dict(zip(columns, values, strict=True)))
     cuts = f"{stored['encoding']}, cuts of {stored['cut_size']} every {stored['cut_stride']} pixels"
     print_table(f"prepared in {folder} from {stored['source']} ({cuts})", columns, rows)
-
-
-def _counts(builder: type[ImageSetBuilder]) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in builder.COUNTS.items())
 
 
 def _check_row(split: SplitReport) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import tempfile
 from importlib import metadata
@@ -39,12 +40,13 @@ class Demo:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port must be from 0 to 65535, not {self.port}")
         for name in ("max_megabytes", "max_megapixels"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name):g}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0 and finite, not {getattr(self, name):g}")
         if importlib.util.find_spec("gradio") is None:
             raise UserError("gamax demo needs gradio: pip install 'gamax[demo]'")
-        if int((version := metadata.version("gradio")).partition(".")[0]) < 6:
-            raise UserError(f"gamax demo needs gradio 6 or newer, not {version}: pip install 'gamax[demo]'")
+        version = metadata.version("gradio")
+        if tuple(map(int, version.split(".")[:2])) < (6, 24):
+            raise UserError(f"gamax demo needs gradio 6.24 or newer, not {version}: pip install 'gamax[demo]'")
         from gamax.demo import DemoSession, build_page, find_port, prepare_environment, serve
 
         port = find_port(self.port)

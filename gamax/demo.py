@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from jaxtyping import Shaped
@@ -131,7 +130,7 @@ def refuses(method: str, headers: Mapping[str, str]) -> bool:
         headers: by name in lower case.
     """
     host = headers.get("host", "")
-    if urlsplit(f"//{host}").hostname not in _LOOPBACK_NAMES:
+    if re.fullmatch(rf"({'|'.join(map(re.escape, _LOOPBACK_NAMES))})(:\d+)?", host) is None:
         return True
     if headers.get("origin", f"http://{host}") != f"http://{host}":
         return True

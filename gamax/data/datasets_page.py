@@ -55,7 +55,7 @@ def _lines(recipes: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield "| dataset | task | published examples | protocols |"
     yield "| --- | --- | --- | --- |"
     for name, builder in BUILDERS.items():
-        yield f"| [{name}](#{name}) | {builder.TASK} | {_counts(builder)} | {_code(_protocols(name))} |"
+        yield f"| [{name}](#{name}) | {builder.TASK} | {published_counts(builder)} | {_code(_protocols(name))} |"
     yield ""
     for name, builder in BUILDERS.items():
         yield from _section(name, builder, recipes.get(name, []))
@@ -69,7 +69,7 @@ def _section(name: str, builder: type[ImageSetBuilder], recipes: Sequence[str]) 
     yield ""
     facts = {
         "task": builder.TASK,
-        "published": _counts(builder),
+        "published": published_counts(builder),
         "licence": builder.LICENSE,
         "homepage": f"<{builder.HOMEPAGE}>" if builder.HOMEPAGE else "",
         "files": _escape(builder.MANUAL_DOWNLOAD_INSTRUCTIONS),
@@ -113,7 +113,8 @@ def _protocols(name: str) -> list[str]:
     ]
 
 
-def _counts(builder: type[ImageSetBuilder]) -> str:
+def published_counts(builder: type[ImageSetBuilder]) -> str:
+    """How many examples each part has, as published."""
     return ", ".join(f"{split} {count:,}" for split, count in builder.COUNTS.items())
 
 

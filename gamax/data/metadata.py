@@ -44,6 +44,7 @@ _JPEG_SEGMENT = 65533
 """Bytes that fit into a segment behind its length."""
 _JPEG_PROFILE_PART = _JPEG_SEGMENT - len(_JPEG_ICC) - 2
 _JPEG_PROFILE_PARTS = 255
+_LARGEST_PROFILE = _JPEG_PROFILE_PARTS * _JPEG_PROFILE_PART
 _JPEG_MORE_PICTURES = b"MPF\0"
 _SIZE_SEGMENTS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PNG_SRGB = {
@@ -199,7 +200,12 @@ def _png_header(file: OpenFile, path: Path) -> ImageHeader:
     profile, losses = None, []
     if b"iCCP" in chunks:
         try:
-            profile = zlib.decompress(chunks[b"iCCP"].partition(b"\0")[2][1:])
+            unpacked = zlib.decompressobj()
+            profile = unpacked.decompress(chunks[b"iCCP"].partition(b"\0")[2][1:], _LARGEST_PROFILE)
+            # A small file can hold one that takes all memory.
+            if not unpacked.eof:
+                profile = None
+                losses.append("colour profile, which is damaged or too large")
         except zlib.error:
             losses.append("colour profile, which is damaged")
     alpha = colours in (4, 6) or b"tRNS" in chunks

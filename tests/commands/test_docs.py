@@ -131,6 +131,11 @@ def test_the_install_commands_name_extras_that_exist():
     assert {"cuda", "tpu", "dev"} <= named <= extras
 
 
+def test_the_readme_names_the_wheel_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"gamax-([\d.]+)-py3", (ROOT / "README.md").read_text()) == [version]
+
+
 def slugs(page: Path) -> set[str]:
     """The anchors of a page, as MkDocs makes them of headings."""
     found: list[str] = []

@@ -377,3 +377,10 @@ def test_damaged_notes_do_not_stop_an_image(tmp_path):
     header = read_header(tmp_path / "a.png")
     assert header.icc_profile is None
     assert header.losses == ("colour profile, which is damaged",)
+
+
+def test_a_profile_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(FRAMES[0], "PNG", icc_profile=bytes(2**26)))
+    header = read_header(tmp_path / "a.png")
+    assert header.icc_profile is None
+    assert header.losses == ("colour profile, which is damaged or too large",)
