@@ -3,7 +3,8 @@
 Command:  python train.py configs/pretrained_denoise_real.py --data.source POLYU
 Result:   gamax/pretrained/denoise-real.md
 Time:     about 15 minutes on one core of a CPU
-Differs:  GAMA-IR (arXiv 2404.00807) of a size for CPUs, with dense 3x3 convolutions
+Differs:  starts from `denoise-gaussian`, as there are 86 pairs; GAMA-IR (arXiv 2404.00807) of a size for CPUs, with
+          dense 3x3 convolutions
 """
 
 from gamax.config import (
@@ -19,12 +20,13 @@ from gamax.config import (
 experiment = Experiment(
     model=ModelConfig(name="gama_ir_tiny", overrides={"depth": 12, "spatial_conv": "dense"}),
     data=DataConfig(dataset="paired_folder", encoding="raw", patch_size=128),
-    optimizer=OptimizerConfig(learning_rate=3e-3, final_learning_rate=1e-6, warmup_steps=100, gradient_clip=1.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-6, warmup_steps=50, gradient_clip=1.0),
     training=TrainingConfig(
         steps=1_200,
         batch_size=4,
         loss="psnr",
-        ema_decay=0.998,
+        ema_decay=0.99,
+        initial_weights={"all": "denoise-gaussian"},
         checkpoint_every=200,
     ),
     evaluation=EvaluationConfig(protocol="polyu"),

@@ -61,7 +61,8 @@ TRAINING_DATA = {
     ),
     "denoise-real": TrainingData(
         "polyu",
-        "86 of the 100 crops of PolyU, of all scenes but the five that are tested on; both sides are JPEG. Licence of "
+        "First as `denoise-gaussian`, then on 86 of the 100 crops of PolyU, of all scenes but the five that are tested "
+        "on; both sides are JPEG. Licence of "
         "The Hong Kong Polytechnic University: like BSD, for non-commercial use only. A plush toy of one training "
         "scene also stands in two of the scenes that are tested on.",
         "It knows the mild noise of five cameras (about 36 dB) and no strong noise: that of high sensitivities, or of "

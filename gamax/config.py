@@ -145,7 +145,7 @@ class TrainingConfig:
     """Decay of the moving average of the parameters, which is then evaluated and saved; None for no average."""
     initial_weights: dict[str, str] = field(default_factory=dict)
     """What training starts from instead of random parameters: `all=RUN`, or by part of the network `decoder=RUN`. RUN
-    is a run folder or a weight file; `RUN:PART` takes only that part of it."""
+    is a run folder, a weight file or the name of weights that come with gamax; `RUN:PART` takes only that part."""
     frozen: tuple[str, ...] = ()
     """Parts of the network that are not trained: first names in its tree of parameters, such as `autoencoder`."""
     seed: int = 0

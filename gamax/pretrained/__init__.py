@@ -47,7 +47,7 @@ PRETRAINED: dict[str, PretrainedWeights] = {
             "denoise-real",
             "denoise",
             "the mild, coloured noise of cameras' own JPEG files",
-            "trained on PolyU: for non-commercial use only",
+            "trained on BSDS500 and PolyU: for research and non-commercial use only",
         ),
         PretrainedWeights(
             "derain",
