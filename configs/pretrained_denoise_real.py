@@ -1,10 +1,10 @@
 """The weights `denoise-real` that come with gamax: noise of real cameras (PolyU).
 
+The network of `pretrained_denoise_gaussian.py`, which it starts from, as there are 86 pairs.
+
 Command:  python train.py configs/pretrained_denoise_real.py --data.source POLYU
 Result:   gamax/pretrained/denoise-real.md
 Time:     about 15 minutes on one core of a CPU
-Differs:  starts from `denoise-gaussian`, as there are 86 pairs; GAMA-IR (arXiv 2404.00807) of a size for CPUs, with
-          dense 3x3 convolutions
 """
 
 from gamax.config import (

@@ -37,7 +37,8 @@ from gamax.training.state import TrainState, abstract_state
 
 ROOT = Path(__file__).parents[1]
 PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
-OWN = ("ldm_small", "paired", "quickstart", "vq_small")
+SHIPPED = tuple(name for name in PATHS if name.startswith("pretrained_"))
+OWN = ("ldm_small", "paired", "quickstart", "vq_small", *SHIPPED)
 """Those that follow no paper."""
 PAPERS = [name for name in PATHS if name not in OWN]
 
@@ -248,6 +249,8 @@ def miniature(name: str) -> tuple[nn.Module, Experiment]:
             steps=3,
             batch_size=2,
             progressive=tuple(Stage(1, 5 * SIDE // 4, 1) for _ in experiment.training.progressive[:1]),
+            # Those of the whole network, which it may start from, do not fit.
+            initial_weights={},
             gradient_accumulation=1,
         ),
         evaluation=replace(experiment.evaluation, every=0),
