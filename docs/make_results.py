@@ -73,7 +73,7 @@ METHODS = {
     "input": "input, rounded to 8 bits",
     "median": "median",
     "bilateral": "bilateral filter",
-    "total-variation-rain": "total variation (rain)",
+    "total-variation-rain": "total variation, set for rain",
     "wiener": "local Wiener filter",
     "total-variation": "total variation",
     "wavelet": "wavelets, BayesShrink",
