@@ -24,9 +24,9 @@ experiment = Experiment(
     data=DataConfig(dataset="paired_folder", encoding="raw", patch_size=96, small_images="pad"),
     optimizer=OptimizerConfig(learning_rate=5e-3, final_learning_rate=1e-6, warmup_steps=100, gradient_clip=1.0),
     training=TrainingConfig(
-        steps=3_500,
+        steps=11_000,
         batch_size=4,
-        progressive=(Stage(first_step=3_000, patch_size=160, batch_size=2),),
+        progressive=(Stage(first_step=9_500, patch_size=192, batch_size=2),),
         loss="psnr",
         ema_decay=0.998,
         checkpoint_every=500,

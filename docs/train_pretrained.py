@@ -94,7 +94,11 @@ def main() -> None:
     for name in chosen.names:
         train(name, data, scratch)
         store(name, scratch)
-        score(name, data, scratch)
+    # Before any of them is written: on a second call, with the weights committed, the records name a clean commit.
+    scores = {name: score(name, data, scratch) for name in chosen.names}
+    for name in chosen.names:
+        for file, record in scores[name].items():
+            write_json(RESULTS / "restoration" / file, record)
         replace_atomically(PRETRAINED[name].card, card_text(name).encode())
         say(f"{name}: wrote {PRETRAINED[name].path.name}, {PRETRAINED[name].card.name} and the results")
 
@@ -157,16 +161,17 @@ def store(name: str, scratch: Path) -> None:
     write_json(RESULTS / "training" / f"{name}.json", {"weights": name, **record, "settings": settings_of(experiment)})
 
 
-def score(name: str, data: Path, scratch: Path) -> None:
-    """Scores the stored weights; of what `eval.py` writes only the figures go into the checkout, not the pictures."""
+def score(name: str, data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Scores the stored weights: the result files by name. Pictures, which `eval.py` also writes, stay in SCRATCH."""
+    records = {}
     for protocol, tested in tests_of(name):
         folder = folder_of(tested, data, scratch)
         output = scratch / "results" / f"{name}.{protocol}.{tested}.json"
         command = ["eval.py", name, "--protocol", protocol]
         run([*command, "--data", str(folder / "test" if tested in STAGED else folder), "--output", str(output)])
         record = read_record(output, f"python {' '.join(command)} --data {tested}")
-        record |= {"method": name, "data": tested}
-        write_json(RESULTS / "restoration" / output.name, record)
+        records[output.name] = record | {"method": name, "data": tested}
+    return records
 
 
 def read_record(path: Path, command: str) -> dict[str, Any]:

@@ -87,6 +87,14 @@ settings.load_profile("gamax")
 flags.FLAGS.mark_as_parsed()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what compares with PyTorch, before tests are chosen by their marks."""
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()):
+            item.add_marker("torch")
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder with reference fixtures and data that is kept outside the repository."""
