@@ -5,7 +5,7 @@ are among those that the denoiser has learned from.
 
 Command:  python train.py configs/pretrained_derain.py --data.source RAIN800
 Result:   gamax/pretrained/derain.md
-Time:     27 minutes on one core of a CPU
+Time:     77 minutes on one core of a CPU
 """
 
 from gamax.config import (
