@@ -8,6 +8,9 @@ machine that is lent for half an hour at a time the same command is given again,
 again. What a GPU is to do beyond a CPU is written into the configuration first: steps, batch, network. Then it writes
 NAME.safetensors (float16), the results into docs/results/, and NAME.md from both.
 
+A record names the commit of the checkout, which what is written makes dirty. So for records of a clean commit, commit
+all that the first call wrote and give the command again: it trains nothing anew.
+
 DATA holds cbsd68/ and kodak24/ beside what `docs/stage_test_data.py` reads.
 """
 
@@ -94,7 +97,7 @@ def main() -> None:
     for name in chosen.names:
         train(name, data, scratch)
         store(name, scratch)
-    # Before any of them is written: on a second call, with the weights committed, the records name a clean commit.
+    # All before a record is written, which would make the checkout of the next score dirty.
     scores = {name: score(name, data, scratch) for name in chosen.names}
     for name in chosen.names:
         for file, record in scores[name].items():
@@ -209,7 +212,8 @@ def card_text(name: str) -> str:
         f"| budget | {training['steps']:,} steps, {training['samples']:,} crops, {training['seconds'] / 60:.0f} "
         f"minutes; {', '.join(machine['devices'])} with {machine['cpu_count']} cores |",
         f"| made by | `{training['environment']['command']}`; Python {versions['python']}, "
-        f"jax {versions['jax']}, flax {versions['flax']}; commit {machine['gamax_commit'] or 'unknown'} |",
+        f"jax {versions['jax']}, flax {versions['flax']}; gamax at commit {machine['gamax_commit'] or 'unknown'}, with "
+        f"the settings in `docs/results/training/{name}.json` |",
         f"| SHA-256 | of this file {sha256(weights.path)}, before rounding {training['weights_sha256']} |",
         "",
         "## Results",

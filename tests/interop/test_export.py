@@ -221,7 +221,7 @@ def test_an_onnx_file_says_what_it_is_and_takes(network):
     assert [entry.version for entry in read.opset_import] == [18]
 
 
-def test_what_the_converter_cannot_take_is_said(network):
+def test_what_the_onnx_converter_cannot_take_is_said(network):
     pytest.importorskip("jax2onnx")
     model, params = network("restormer", local_window=64)
     with pytest.raises(UserError, match=r"cannot convert Restormer .*: fix --size and --batch, or export to stablehlo"):
