@@ -293,8 +293,8 @@ def equal_budget_page(record: Record) -> str:
         f"(train and test), noise of sigma {settings['sigma'][0]:g} to {settings['sigma'][1]:g}, in steps of "
         f"{settings['batch_size']} crops of {crop}x{crop}, with the PSNR loss and a learning rate from "
         f"{settings['learning_rate']:g} down a cosine. Scored on the {settings['test_images']} images of CBSD68 under "
-        f"`{record['protocol']}`; the input has {first['psnr_input']:.2f} dB. Device: {record['device']}, "
-        f"of which {record['cores']} used. One learning rate does not suit all networks equally, these are short "
+        f"`{record['protocol']}`; the input has {first['psnr_input']:.2f} dB. Device: {record['device']}. "
+        f"One learning rate does not suit all networks equally, these are short "
         f"trainings of small networks, and each is one run (seed {settings['seed']}): small differences say nothing.",
         "",
     ]
