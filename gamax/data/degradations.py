@@ -276,15 +276,23 @@ class JPEG:
     """Lowest and highest quality, from 1 to 100, as in libjpeg; both may be drawn."""
     subsample: bool = True
     """Store colour at half the resolution (4:2:0), as most files do."""
+    probability: float = 1.0
+    """Of an image to be coded; the others stay as they are."""
     kind: ClassVar[str] = "jpeg"
 
     def __post_init__(self) -> None:
         _check_range(self, "quality", 1, 100)
+        if not 0 < self.probability <= 1:
+            raise UserError(f"JPEG.probability must be above 0 and at most 1, not {self.probability}")
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         """Codes and decodes the images."""
         quality = jax.random.randint(key, (images.shape[0],), self.quality[0], self.quality[1] + 1)
-        return jpeg(images, quality, self.subsample)
+        coded = jpeg(images, quality, self.subsample)
+        if self.probability == 1:
+            return coded
+        chosen = jax.random.bernoulli(jax.random.fold_in(key, 1), self.probability, (images.shape[0], 1, 1, 1))
+        return jnp.where(chosen, coded, images)
 
 
 @dataclass(frozen=True)
