@@ -5,7 +5,7 @@ resolution, which makes the grain of its noise twice as coarse; a network that k
 
 Command:  python train.py configs/pretrained_denoise_photo.py --data.source BSDS500 --evaluation.data CBSD68
 Result:   gamax/pretrained/denoise-photo.md
-Time:     about 30 minutes on one core of a CPU
+Time:     about 20 minutes on one core of a CPU
 """
 
 from gamax.config import (
@@ -29,7 +29,7 @@ experiment = Experiment(
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, final_learning_rate=1e-6, warmup_steps=50, gradient_clip=1.0),
     training=TrainingConfig(
-        steps=3_600,
+        steps=2_400,
         batch_size=4,
         loss="psnr",
         ema_decay=0.99,

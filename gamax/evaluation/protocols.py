@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 
 from gamax.data.examples import Example
-from gamax.data.images import to_float
+from gamax.data.images import to_float, to_integers
 from gamax.errors import UserError, nearest
 
 
@@ -66,6 +66,9 @@ class Protocol:
     """White Gaussian noise in units of 1/255 that makes the input of a clean image."""
     noise_seed: int | None = None
     """Seed of NumPy's legacy generator, set anew before every image; the noise is neither clipped nor quantised."""
+    jpeg_quality: int | None = None
+    """After the noise the image is rounded to 8 bits and stored as JPEG of this quality by OpenCV, colour at half the
+    resolution (4:2:0); None: it is not."""
     channels: Literal[1, 3] = 3
     """3 for RGB; 1 for gray, to which images in colour are turned as by the PNG reader of OpenCV."""
     views: Literal[1, 2] = 1
@@ -140,6 +143,14 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         *(_gaussian(sigma, 3) for sigma in (15, 25, 50)),
         *(_gaussian(sigma, 1) for sigma in (15, 25, 50)),
+        replace(
+            _gaussian(25, 3),
+            name="gauss-jpeg-color-25",
+            description="the noise of gauss-color-25 in an image that is then stored as JPEG, as photographs are",
+            source="gamax",
+            datasets=_COLOUR_SETS[:2],
+            jpeg_quality=90,
+        ),
         Protocol(
             "sidd-srgb",
             "real noise of smartphones: the validation blocks of SIDD, scored without rounding",
@@ -333,7 +344,7 @@ def protocol_example(protocol: Protocol, example: Mapping[str, object], *, prior
 
 
 def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """The noisy input that the protocol makes from a clean 8- or 16-bit image: float32, unclipped.
+    """The noisy input that the protocol makes from a clean 8- or 16-bit image: float32, unclipped unless it is coded.
 
     The draws are float64 and added in place to the float32 image, as the field does.
     """
@@ -341,7 +352,16 @@ def protocol_input(protocol: Protocol, target: Shaped[np.ndarray, "h w c"]) -> F
         raise ValueError(f"protocol {protocol.name} makes no input: the data brings it")
     noisy = to_float(target)
     noisy += np.random.RandomState(protocol.noise_seed).normal(0, protocol.noise_sigma / 255, noisy.shape)
-    return noisy
+    return noisy if protocol.jpeg_quality is None else to_float(_through_jpeg(noisy, protocol.jpeg_quality))
+
+
+def _through_jpeg(image: Float[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as a JPEG file holds it."""
+    import cv2
+
+    subsampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)
+    _, file = cv2.imencode(".jpg", to_integers(image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *subsampling])
+    return np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1]
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

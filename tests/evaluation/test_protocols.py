@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import data
 
 from gamax.data.builders import BUILDERS
@@ -21,6 +23,7 @@ from gamax.evaluation.protocols import PROTOCOLS, find_protocol, protocol_exampl
 NAMES = (
     *("sidd-srgb", "gopro", "gopro-tlc", "hide", "realblur-ecc", "rain-y-matlab", "dpdd-single8", "dpdd-dual16"),
     *("sots", "reds-val300", "lir-crop32", "dnd-submit", "polyu", "paired-rgb", "reconstruction", "rain800-rgb"),
+    "gauss-jpeg-color-25",
     *(f"gauss-{kind}-{sigma}" for kind in ("color", "gray") for sigma in (15, 25, 50)),
 )
 
@@ -129,6 +132,18 @@ def test_the_noise_is_that_of_the_field(sigma, first_pixel, unclipped, rounded):
     np.testing.assert_array_equal(noisy[0, 0], np.array(first_pixel, np.float32))
     assert round(psnr(noisy, to_float(crop), 1), 6) == unclipped
     assert round(psnr(to_integers(noisy), crop, 255), 6) == rounded
+
+
+def test_a_noisy_image_that_is_stored_as_jpeg_is_what_another_library_reads():
+    crop = data.astronaut()[:96, 160:256]
+    noisy = to_integers(protocol_input(PROTOCOLS["gauss-color-25"], crop))
+    stored = protocol_input(PROTOCOLS["gauss-jpeg-color-25"], crop)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=90, subsampling="4:2:0")
+    # Two builds of libjpeg may round a few coefficients differently.
+    difference = np.abs(stored * 255 - np.asarray(Image.open(file), np.float32))
+    assert difference.mean() < 0.5
+    assert np.abs(stored * 255 - noisy).mean() > 10
 
 
 def test_every_image_has_the_same_noise():
