@@ -58,8 +58,16 @@ TRAINING_DATA = {
         "bsds500",
         "The 400 photographs of the parts `train` and `test` of BSDS500 (CBSD68 is made of the part `val`). BSDS500 is "
         "commonly described as for non-commercial research and education (unconfirmed).",
-        "It knows white noise alone. Noise that is coloured, because a camera has developed and compressed it, it "
-        "leaves in part; strong JPEG artefacts stay.",
+        "It knows white noise alone. Most JPEG files store colour at half the resolution, which makes the grain of "
+        "their noise coarser: that it leaves almost as it is (`denoise-photo` does not).",
+        "cbsd68",
+    ),
+    "denoise-photo": TrainingData(
+        "bsds500",
+        "First as `denoise-gaussian`, then on the same photographs with the same noise, three quarters of them stored "
+        "as JPEG of quality 60 to 100 with colour at half the resolution. BSDS500 is commonly described as for "
+        "non-commercial research and education (unconfirmed).",
+        "It knows white noise, as it is or after one JPEG: not noise that a camera has smoothed or sharpened before.",
         "cbsd68",
     ),
     "denoise-real": TrainingData(

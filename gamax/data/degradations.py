@@ -282,7 +282,8 @@ class JPEG:
 
     def __post_init__(self) -> None:
         _check_range(self, "quality", 1, 100)
-        if not 0 < self.probability <= 1:
+        # The configuration reports wrong types.
+        if isinstance(self.probability, float) and not 0 < self.probability <= 1:
             raise UserError(f"JPEG.probability must be above 0 and at most 1, not {self.probability}")
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:

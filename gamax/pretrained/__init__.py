@@ -38,9 +38,15 @@ PRETRAINED: dict[str, PretrainedWeights] = {
     weights.name: weights
     for weights in (
         PretrainedWeights(
+            "denoise-photo",
+            "denoise",
+            "noise of any strength up to sigma 50, also in photographs that were stored as JPEG",
+            "trained on BSDS500: for research and non-commercial use only",
+        ),
+        PretrainedWeights(
             "denoise-gaussian",
             "denoise",
-            "white noise of any strength up to sigma 50, such as that of high sensitivities",
+            "white noise of any strength up to sigma 50, before any JPEG: the noise of benchmarks",
             "trained on BSDS500: for research and non-commercial use only",
         ),
         PretrainedWeights(

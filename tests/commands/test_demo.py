@@ -271,7 +271,7 @@ def test_the_weights_of_gamax_are_chosen_by_task(browser, folder, tmp_path, gama
     server = Server(["demo", "--port", "0", "--no-open-browser"], tmp_path / "temporary")
     page = browser.new_page()
     page.goto(server.url)
-    assert PRETRAINED["denoise-gaussian"].licence in page.inner_text("#description")
+    assert PRETRAINED["denoise-photo"].licence in page.inner_text("#description")
     page.click("#task input")
     page.click("[role=option]:has-text('derain')")
     licence = PRETRAINED["derain"].licence

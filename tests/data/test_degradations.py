@@ -54,6 +54,7 @@ ALL = [
     Haze(),
     JPEG(),
     JPEG(subsample=False),
+    JPEG(probability=0.5),
     Downscale(),
 ]
 COMPILED = {degradation: jax.jit(degradation) for degradation in ALL}
@@ -374,6 +375,15 @@ def test_jpeg_draws_every_quality_of_the_range():
     assert matches.any(axis=0).all()
 
 
+def test_jpeg_codes_a_share_of_the_images_and_leaves_the_others():
+    images = 1.5 * photographs(1000, 8, 8)
+    results = np.asarray(jax.jit(JPEG((50, 50), probability=0.25))(jax.random.key(0), images))
+    coded = np.asarray(jpeg(images[:1], jnp.array([50])))
+    untouched = (results == np.asarray(images)).all(axis=(1, 2, 3))
+    assert 200 < (~untouched).sum() < 300
+    np.testing.assert_allclose(results[~untouched], np.broadcast_to(coded, results[~untouched].shape), atol=1e-3)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_downscale_is_what_pillow_does(factor):
     images = photographs(2, 36, 48, 1)
@@ -464,6 +474,12 @@ def test_values_out_of_range_are_refused(make, field, limits):
     assert f"{field} must be two ascending values {limits}" in str(caught.value)
 
 
+@pytest.mark.parametrize("probability", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(probability):
+    with pytest.raises(UserError, match=r"JPEG\.probability must be above 0 and at most 1, not"):
+        JPEG(probability=probability)
+
+
 def test_an_unknown_blend_is_refused():
     with pytest.raises(UserError, match=r"RainStreaks\.blend must be 'screen' or 'add', not 'multiply'"):
         RainStreaks(blend="multiply")
@@ -472,7 +488,8 @@ def test_an_unknown_blend_is_refused():
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_wrong_types_are_left_to_the_configuration(kind):
     for item in dataclasses.fields(DEGRADATIONS[kind]):
-        for wrong in (25.0, (1.0,), ("a", "b"), [5, 2], None, {}):
+        number = () if isinstance(item.default, float) else (25.0,)
+        for wrong in (*number, (1.0,), ("a", "b"), [5, 2], None, {}):
             DEGRADATIONS[kind](**{item.name: wrong})
 
 

@@ -123,8 +123,8 @@ def test_without_flags_the_weights_of_gamax_denoise(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["gamax", "restore", str(tmp_path / "photo.png")])
     main()
     said = capsys.readouterr().out
-    assert "weights denoise-gaussian" in said
-    assert PRETRAINED["denoise-gaussian"].licence in said
+    assert "weights denoise-photo" in said
+    assert PRETRAINED["denoise-photo"].licence in said
     restored, clean = read_image(tmp_path / "photo_restored.png"), data.astronaut()[:96, 100:196]
     assert psnr(to_float(restored), to_float(clean), peak=1) > psnr(noisy, to_float(clean), peak=1) + 6
 
@@ -139,10 +139,10 @@ def test_the_task_chooses_the_weights(tmp_path, capsys):
 
 def test_no_path_of_that_name_replaces_the_default_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "denoise-gaussian").write_bytes(b"not weights")
+    (tmp_path / "denoise-photo").write_bytes(b"not weights")
     write_image(tmp_path / "photo.png", data.astronaut()[:32, :32])
     (path,) = restore_files([tmp_path / "photo.png"], None)
-    restored = Restorer.from_weights(PRETRAINED["denoise-gaussian"].path)(data.astronaut()[:32, :32])
+    restored = Restorer.from_weights(PRETRAINED["denoise-photo"].path)(data.astronaut()[:32, :32])
     np.testing.assert_array_equal(read_image(path), restored)
 
 

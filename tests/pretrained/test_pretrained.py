@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import runpy
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import data
 
 import gamax
@@ -55,12 +57,25 @@ def test_the_configuration_is_the_one_that_was_trained(name, script):
     assert script["settings_of"](load(ROOT / script["config_of"](name))) == training["settings"]
 
 
+@pytest.mark.parametrize("name", ["denoise-gaussian", "denoise-photo"])
 @pytest.mark.parametrize("sigma", [5, 15, 50])
-def test_the_blind_denoiser_gains_at_every_strength(sigma):
+def test_the_blind_denoisers_gain_at_every_strength(name, sigma):
     clean = data.astronaut()[40:136, 180:276] / 255
     noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
-    restored = gamax.Restorer.from_weights("denoise-gaussian")(noisy.astype(np.float32))
+    restored = gamax.Restorer.from_weights(name)(noisy.astype(np.float32))
     assert gamax.psnr(restored, clean, peak=1) > gamax.psnr(noisy, clean, peak=1) + {5: 1, 15: 4, 50: 9}[sigma]
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+@pytest.mark.parametrize("quality", [75, 95])
+def test_the_default_weights_denoise_photographs_stored_as_jpeg(quality, subsampling):
+    clean = data.astronaut()[40:168, 160:288]
+    noisy = np.clip(np.rint(clean + np.random.default_rng(0).normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=quality, subsampling=subsampling)
+    stored = np.asarray(Image.open(file))
+    restored = gamax.Restorer.from_weights(weights_for("denoise").name)(stored)
+    assert gamax.psnr(restored, clean) > gamax.psnr(stored, clean) + 4
 
 
 def test_a_folder_of_that_name_counts_more(tmp_path, monkeypatch):
@@ -71,7 +86,7 @@ def test_a_folder_of_that_name_counts_more(tmp_path, monkeypatch):
 
 
 def test_tasks_with_and_without_weights():
-    assert weights_for("denoise").name == "denoise-gaussian"
+    assert weights_for("denoise").name == "denoise-photo"
     assert weights_for("derain").name == "derain"
     for task, config in TRAINING_EXAMPLES.items():
         assert (ROOT / config).is_file()
