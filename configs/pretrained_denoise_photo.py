@@ -5,7 +5,7 @@ resolution, which makes the grain of its noise twice as coarse; a network that k
 
 Command:  python train.py configs/pretrained_denoise_photo.py --data.source BSDS500 --evaluation.data CBSD68
 Result:   gamax/pretrained/denoise-photo.md
-Time:     about 20 minutes on one core of a CPU
+Time:     16 minutes on one core of a CPU
 """
 
 from gamax.config import (
