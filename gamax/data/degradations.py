@@ -267,7 +267,7 @@ class Haze:
 
 @dataclass(frozen=True)
 class JPEG:
-    """Baseline JPEG, coded and decoded with 8-bit values in between; the result lies in [0, 1], in steps of 1/255.
+    """Baseline JPEG, coded and decoded with 8-bit values in between; what is coded lies in [0, 1], in steps of 1/255.
 
     See `gamax.data.jpeg.jpeg`. Its gradient is zero almost everywhere.
     """
@@ -283,7 +283,7 @@ class JPEG:
     def __post_init__(self) -> None:
         _check_range(self, "quality", 1, 100)
         # The configuration reports wrong types.
-        if isinstance(self.probability, float) and not 0 < self.probability <= 1:
+        if isinstance(self.probability, int | float) and not 0 < self.probability <= 1:
             raise UserError(f"JPEG.probability must be above 0 and at most 1, not {self.probability}")
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:

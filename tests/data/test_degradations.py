@@ -474,7 +474,7 @@ def test_values_out_of_range_are_refused(make, field, limits):
     assert f"{field} must be two ascending values {limits}" in str(caught.value)
 
 
-@pytest.mark.parametrize("probability", [0.0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("probability", [0, 0.0, -0.5, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(probability):
     with pytest.raises(UserError, match=r"JPEG\.probability must be above 0 and at most 1, not"):
         JPEG(probability=probability)
