@@ -67,7 +67,7 @@ def run_command(command: str, folder: Path, prepared_dir: Path) -> subprocess.Co
     start = {".venv/bin/gamax": ["-m", "gamax.cli"], ".venv/bin/python": []}[program]
     scripts = [str(ROOT / item) if item.endswith(".py") else item for item in arguments]
     environment = {**os.environ, "TFDS_DATA_DIR": str(prepared_dir)}
-    # One device, as a newcomer has.
+    # One device and fast programs, as a newcomer has.
     del environment["XLA_FLAGS"]
     return subprocess.run(
         [sys.executable, *start, *scripts],

@@ -42,7 +42,12 @@ def test_the_result_and_its_gradients_stay_the_same(count, kinds, scan, remat, r
         return jax.jit(jax.value_and_grad(loss))(params)
 
     results = value_and_gradient(scan=scan, remat=remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), results, value_and_gradient())
+
+    # Sums of few large numbers may be small: what is rounded is relative to the large ones.
+    def close(a: jax.Array, b: jax.Array) -> None:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max()))
+
+    jax.tree.map(close, results, value_and_gradient())
 
 
 @pytest.mark.parametrize(("kinds", "loops", "convolutions"), [(1, 1, 1), (2, 1, 2)])

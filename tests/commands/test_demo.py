@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "TMPDIR": str(temporary), **environment},
+            # What runs in the background of a shell ignores Ctrl-C, and so would what it starts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.lines: list[str] = []
         for line in self.process.stdout:

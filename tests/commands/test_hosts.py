@@ -44,7 +44,7 @@ class Cluster:
         if processes > 1:
             command += ["--distributed.coordinator-address", f"localhost:{port()}"]
             command += ["--distributed.num-processes", str(processes)]
-        flags = f"--xla_force_host_platform_device_count={4 // processes}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // processes}"
         self.processes = []
         for index in range(processes):
             command[2] = str(workspace / f"{run}-samples-{len(list(workspace.glob(f'{run}-samples-*')))}")

@@ -1,6 +1,7 @@
 """A run that is killed or asked to stop, and started again, ends with the very same weights."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -22,9 +23,13 @@ RUN = [
 ]
 
 
+# Eight devices would take half of the time for checkpoints.
+TWO_DEVICES = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+
+
 def start(run_dir: Path, prepared_dir: Path, *more: str) -> subprocess.Popen:
     command = [*RUN, "--logging.run-dir", str(run_dir), "--data.prepared-dir", str(prepared_dir), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=TWO_DEVICES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -85,8 +90,7 @@ def test_killed_three_times_the_run_ends_bit_identical(uninterrupted, tmp_path, 
 
 
 def test_a_run_may_be_resumed_with_other_settings_that_change_no_number(uninterrupted, prepared_dir):
-    command = [*RUN, "--logging.run-dir", str(uninterrupted), "--data.prepared-dir", str(prepared_dir)]
-    subprocess.run([*command, "--data.loader-threads", "1", "--training.checkpoints-kept", "2"], check=True)
+    finish(start(uninterrupted, prepared_dir, "--data.loader-threads", "1", "--training.checkpoints-kept", "2"))
 
 
 def test_a_finished_run_is_evaluated_again_not_trained(uninterrupted, prepared_dir):

@@ -37,7 +37,8 @@ def state_dict(params) -> dict[str, np.ndarray]:
     return to_torch(NAME, params, **SMALL)
 
 
-@pytest.mark.parametrize("name", CONVERTIBLE)
+# The wider twins have the same tensors, four times as large.
+@pytest.mark.parametrize("name", [name for name in CONVERTIBLE if not name.endswith("_w64")])
 def test_a_round_trip_is_exact_to_the_bit(name):
     params = shaped_randomly(name)
     state_dict = gamax.to_torch(name, params)

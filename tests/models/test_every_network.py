@@ -100,6 +100,12 @@ def gradients(model: nn.Module, params: Any, images: jax.Array) -> tuple[jax.Arr
     return value, grads
 
 
+@pytest.fixture(scope="module")
+def exact_gradients(example) -> Callable[[str], tuple[jax.Array, Any]]:
+    """The loss and its gradients in float32, without options."""
+    return cache(lambda name: gradients(small(name), *example(name)))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_it_has_the_parameters_that_its_description_says(name):
     assert count_parameters(abstract_params(create_model(name))) == VARIANTS[name].parameters
@@ -130,9 +136,9 @@ def test_one_image_of_a_batch_does_not_touch_another(name, example):
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example):
+def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example, exact_gradients):
     params, images = example(name)
-    loss, exact = gradients(small(name), params, images)
+    loss, exact = exact_gradients(name)
     frozen = getattr(small(name), "frozen_parts", ())
     trained = {part: tree for part, tree in exact.items() if part not in frozen}
     zero = [path for path, leaf in jax.tree_util.tree_leaves_with_path(trained) if not leaf.any()]
@@ -151,14 +157,14 @@ def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example):
     [
         (name, options)
         for name in TREES
-        for options in ({"remat": True}, {"scan": True, "remat": True})
-        if all(hasattr(small(name), option) for option in options)
+        for options in [{option: True for option in ("scan", "remat") if hasattr(small(name), option)}]
+        if options
     ],
     ids=str,
 )
-def test_loops_and_recomputation_change_no_gradient(name, options, example):
+def test_loops_and_recomputation_change_no_gradient(name, options, example, exact_gradients):
     params, images = example(name)
-    loss, expected = gradients(small(name), params, images)
+    loss, expected = exact_gradients(name)
     other_loss, other = gradients(small(name, **options), params, images)
     assert other_loss == pytest.approx(float(loss), rel=1e-5)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
@@ -168,9 +174,13 @@ def test_loops_and_recomputation_change_no_gradient(name, options, example):
 @pytest.mark.parametrize("name", TREES)
 def test_the_bridge_to_nnx_gives_the_same_output(name, example):
     params, images = example(name)
-    expected = jax.jit(small(name).apply)({"params": params}, images)
-    bridged = nnx.bridge.ToNNX(small(name), rngs=nnx.Rngs(0)).lazy_init(images)
+    # Not for its values, which would be computed one operation at a time.
+    bridged = nnx.eval_shape(lambda: nnx.bridge.ToNNX(small(name)).lazy_init(images, rngs=jax.random.key(0)))
     state = nnx.state(bridged, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
     nnx.update(bridged, state)
-    np.testing.assert_array_equal(nnx.jit(lambda network, images: network(images))(bridged, images), expected)
+    expected = jax.eval_shape(small(name).apply, {"params": params}, images)
+    assert nnx.eval_shape(lambda network, images: network(images), bridged, images) == expected
+    if name in ("gama_ir_tiny", "swintormer", "ldm_bsr"):
+        expected = jax.jit(small(name).apply)({"params": params}, images)
+        np.testing.assert_array_equal(nnx.jit(lambda network, images: network(images))(bridged, images), expected)
