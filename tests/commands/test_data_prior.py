@@ -109,7 +109,7 @@ def start(pairs: Path, weights: Path, output: Path, processes: int) -> list[subp
             free.bind(("localhost", 0))
             command += ["--distributed.coordinator-address", f"localhost:{free.getsockname()[1]}"]
         command += ["--distributed.num-processes", str(processes)]
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     own = [["--distributed.process-id", str(index)] if processes > 1 else [] for index in range(processes)]
     return [subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, **pipes) for flags in own]

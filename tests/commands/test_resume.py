@@ -23,8 +23,8 @@ RUN = [
 ]
 
 
-# Eight devices would take half of the time for checkpoints.
-TWO_DEVICES = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+# Optimised programs, as users run: these decide about the last bit. Eight devices would take long for checkpoints.
+TWO_DEVICES = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def start(run_dir: Path, prepared_dir: Path, *more: str) -> subprocess.Popen:

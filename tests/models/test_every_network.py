@@ -162,6 +162,7 @@ def test_gradients_reach_every_parameter_and_bfloat16_is_near(name, example, exa
     ],
     ids=str,
 )
+# tests/blocks/test_repetition.py has recomputation without loops.
 def test_loops_and_recomputation_change_no_gradient(name, options, example, exact_gradients):
     params, images = example(name)
     loss, expected = exact_gradients(name)
@@ -171,16 +172,28 @@ def test_loops_and_recomputation_change_no_gradient(name, options, example, exac
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-3), other, expected)
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_the_bridge_to_nnx_gives_the_same_output(name, example):
-    params, images = example(name)
-    # Not for its values, which would be computed one operation at a time.
+def bridged_to_nnx(name: str, params: Any, images: jax.Array) -> nnx.Module:
+    # Its own values, which `params` replace, would be computed one operation at a time.
     bridged = nnx.eval_shape(lambda: nnx.bridge.ToNNX(small(name)).lazy_init(images, rngs=jax.random.key(0)))
     state = nnx.state(bridged, nnx.Param)
+    assert jax.tree.map(jnp.shape, nnx.to_pure_dict(state)) == jax.tree.map(jnp.shape, params)
     nnx.replace_by_pure_dict(state, params)
     nnx.update(bridged, state)
+    return bridged
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_bridge_to_nnx_takes_the_parameters(name, example):
+    params, images = example(name)
+    bridged = bridged_to_nnx(name, params, images)
     expected = jax.eval_shape(small(name).apply, {"params": params}, images)
     assert nnx.eval_shape(lambda network, images: network(images), bridged, images) == expected
-    if name in ("gama_ir_tiny", "swintormer", "ldm_bsr"):
-        expected = jax.jit(small(name).apply)({"params": params}, images)
-        np.testing.assert_array_equal(nnx.jit(lambda network, images: network(images))(bridged, images), expected)
+
+
+# The plainest network, one with attention and one of several networks.
+@pytest.mark.parametrize("name", ["gama_ir_tiny", "swintormer", "ldm_bsr"])
+def test_the_bridge_to_nnx_gives_the_same_output(name, example):
+    params, images = example(name)
+    bridged = bridged_to_nnx(name, params, images)
+    expected = jax.jit(small(name).apply)({"params": params}, images)
+    np.testing.assert_array_equal(nnx.jit(lambda network, images: network(images))(bridged, images), expected)
